@@ -1,0 +1,64 @@
+"""The registry is the file system: `build("models", name="vit", ...)`.
+
+A plug-in is a file in a plug-in folder with one public function `build`. Its
+name is the file's name; its keywords are the config's keys.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from mmjax import errors
+
+
+def names(folder: str) -> list[str]:
+  """Returns the plug-ins of a folder, for example `names("models")`."""
+  package = importlib.import_module(f"mmjax.{folder}")
+  return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+
+
+def load(folder: str, name: str, field: str | None = None) -> Any:
+  """Imports the plug-in module `mmjax.<folder>.<name>`.
+
+  Raises:
+    InputError: there is no such file; names the nearest.
+  """
+  known = names(folder)
+  if name not in known:
+    raise errors.unknown(field or f"{folder}.name", name, known)
+  return importlib.import_module(f"mmjax.{folder}.{name}")
+
+
+def build(folder: str, *, name: str, **keywords: Any) -> Any:
+  """Calls the builder of plug-in `name` in `folder` with its keywords.
+
+  Args:
+    folder: plug-in folder below `mmjax`, dotted: "models", "data.sources".
+    name: file name of the plug-in.
+    **keywords: passed to the plug-in's `build`.
+
+  Raises:
+    InputError: unknown plug-in, unknown keyword (with the nearest known), or
+      a required keyword that is missing.
+  """
+  builder = load(folder, name).build
+  signature = inspect.signature(builder)
+  parameters = signature.parameters
+  if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    for key in keywords:
+      if key not in parameters:
+        raise errors.unknown(f"{folder}.{name} keyword", key, parameters)
+  missing = [
+    p.name
+    for p in parameters.values()
+    if p.default is p.empty
+    and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    and p.name not in keywords
+  ]
+  if missing:
+    raise errors.InputError(
+      f"{folder}.{name}: {', '.join(missing)} must be given; add it to the "
+      f"config next to name={name!r}."
+    )
+  return builder(**keywords)
