@@ -1,0 +1,162 @@
+"""From images and token ids to tokens of the model's width."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax import errors
+from mmjax.layers.norm import layer_norm
+from mmjax.parallel import rules
+
+
+class Patches(nn.Module):
+  """Cuts an image into squares and projects each ("ViT", Dosovitskiy 2021).
+
+  A convolution whose stride is its size, done as one matrix product. The
+  kernel keeps the convolution's shape [patch patch C D].
+
+  Attributes:
+    width: D.
+    patch: side of a square in pixels.
+    dtype: of the computation.
+  """
+
+  width: int
+  patch: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, image: jax.Array) -> jax.Array:
+    """Maps an image [B Y X C] to patches [B Y/patch X/patch D].
+
+    Raises:
+      InputError: the patch does not divide the image.
+    """
+    B, Y, X, C = image.shape
+    _check_divides(self.patch, Y, X)
+    p = self.patch
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(
+        _patch_init, ("kernel", "kernel", "channels", "embed")
+      ),
+      (p, p, C, self.width),
+    )
+    bias = self.param(
+      "bias",
+      nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+      (self.width,),
+    )
+    x = image.astype(self.dtype).reshape(B, Y // p, p, X // p, p, C)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, Y // p, X // p, p * p * C)
+    x = rules.constrain(x, "batch", None, None, None)
+    x = x @ kernel.astype(self.dtype).reshape(p * p * C, self.width)
+    x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+    return rules.constrain(x, "batch", None, None, "embed")
+
+
+def _patch_init(key, shape, dtype=jnp.float32):
+  # Fan-in of the matrix that the kernel is.
+  flat = (shape[0] * shape[1] * shape[2], shape[3])
+  return nn.initializers.lecun_normal()(key, flat, dtype).reshape(shape)
+
+
+class ConvStem(nn.Module):
+  """Stride-2 3x3 convolutions, then 1x1 to the width, in place of patches.
+
+  "Early convolutions help transformers see better", Xiao et al. 2021, with
+  LayerNorm and GELU for BatchNorm and ReLU: no statistics of the batch.
+
+  Attributes:
+    width: D.
+    patch: total stride in pixels, a power of 2; log2(patch) convolutions
+      whose channels double up to `width`.
+    dtype: of the computation.
+  """
+
+  width: int
+  patch: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, image: jax.Array) -> jax.Array:
+    """Maps an image [B Y X C] to tokens [B Y/patch X/patch D].
+
+    Raises:
+      InputError: patch is no power of 2, or does not divide the image.
+    """
+    stages = self.patch.bit_length() - 1
+    if self.patch != 2**stages:
+      raise errors.InputError(
+        f"patch = {self.patch}: stem='conv' halves the image again and again; "
+        "take a power of 2, or stem='patch'."
+      )
+    _check_divides(self.patch, *image.shape[1:3])
+    x = image.astype(self.dtype)
+    for i in range(stages):
+      channels = max(8, self.width // 2 ** (stages - 1 - i))
+      x = self._conv(x, f"conv{i}", channels, size=3, stride=2)
+      x = layer_norm(dtype=self.dtype, name=f"norm{i}")(x)
+      x = jax.nn.gelu(x)
+    x = self._conv(x, "project", self.width, size=1, stride=1)
+    return rules.constrain(x, "batch", None, None, "embed")
+
+  def _conv(
+    self, x: jax.Array, name: str, channels: int, size: int, stride: int
+  ) -> jax.Array:
+    x = nn.Conv(
+      channels,
+      (size, size),
+      strides=(stride, stride),
+      padding=size // 2,
+      dtype=self.dtype,
+      kernel_init=nn.with_logical_partitioning(
+        nn.initializers.lecun_normal(),
+        ("kernel", "kernel", "channels", "embed"),
+      ),
+      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+      name=name,
+    )(x)
+    return rules.constrain(x, "batch", None, None, None)
+
+
+def _check_divides(patch: int, rows: int, columns: int) -> None:
+  if rows % patch or columns % patch:
+    raise errors.InputError(
+      f"patch = {patch} does not divide the image of {rows} x {columns} "
+      "pixels; change the patch, or resize the image to multiples of it."
+    )
+
+
+class TokenEmbed(nn.Module):
+  """A table of embeddings, looked up by token id.
+
+  Attributes:
+    vocab_size: V; an id outside [0, V) gives NaN, which the loss will show.
+    width: D.
+    scale: standard deviation at the start.
+    dtype: of the result.
+  """
+
+  vocab_size: int
+  width: int
+  scale: float = 0.02
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Maps ids int32 [B T] to [B T D]."""
+    table = self.param(
+      "table",
+      nn.with_logical_partitioning(
+        nn.initializers.normal(self.scale), ("vocab", "embed")
+      ),
+      (self.vocab_size, self.width),
+    )
+    # The batch already lives on fsdp, so the lookup wants whole rows: gather
+    # the table once rather than move the result around.
+    table = rules.constrain(table.astype(self.dtype), "vocab", None)
+    x = jnp.take(table, tokens, axis=0, mode="fill")
+    return rules.constrain(x, "batch", "length", "embed")

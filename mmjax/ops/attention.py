@@ -1,0 +1,136 @@
+"""The one door to attention.
+
+Everything that attends calls `attention`: it checks the arguments, picks an
+implementation, and drops none of them in silence.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mmjax import errors
+from mmjax.ops import masks
+from mmjax.ops.kernels import reference
+
+IMPLEMENTATIONS = ("xla",)
+
+
+def dropout_keys(rng: jax.Array, batch: int, heads: int) -> jax.Array:
+  """Returns one key per row and head, [B N].
+
+  Made before the batch and the heads are split over devices, so that what is
+  dropped does not depend on the layout.
+  """
+  return jax.random.split(rng, (batch, heads))
+
+
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  mask: masks.Mask | None = None,
+  bias: jax.Array | None = None,
+  scale: float | None = None,
+  softcap: float | None = None,
+  dropout_rate: float = 0.0,
+  dropout_rng: jax.Array | None = None,
+  impl: str | None = None,
+) -> jax.Array:
+  """Computes multi-head attention, softmax(scale q k' + bias, where mask) v.
+
+  "Attention is all you need", Vaswani et al. 2017; several query heads a key
+  head as in "GQA", Ainslie et al. 2023. The softmax is float32. A query that
+  may see no key gets a zero output, and gives zero gradients.
+
+  Args:
+    q: queries [B T N H].
+    k: keys [B S K H]; N is a multiple of K, and query head n reads key head
+      n // (N / K).
+    v: values [B S K H'].
+    mask: which query sees which key; None is all.
+    bias: added to the scaled, capped scores; [B|1 N|1 T|1 S|1].
+    scale: of the products; None is H**-0.5.
+    softcap: scores s become softcap * tanh(s / softcap), before the bias
+      (Gemma 2).
+    dropout_rate: probability in [0, 1) of dropping a weight.
+    dropout_rng: one key, or keys [B N] from `dropout_keys`.
+    impl: None picks the best implementation that can run; a name insists.
+
+  Returns:
+    [B T N H'] in the dtype of q.
+
+  Raises:
+    InputError: shapes that do not fit each other, dropout without a key, or an
+      implementation that does not exist.
+  """
+  if impl is not None and impl not in IMPLEMENTATIONS:
+    raise errors.unknown("attention impl", impl, IMPLEMENTATIONS)
+  _check(q, k, v, mask, bias)
+  if not 0.0 <= dropout_rate < 1.0:
+    raise errors.InputError(
+      f"attention dropout_rate = {dropout_rate}: not in [0, 1); 0 is none."
+    )
+  batch, _, heads, head_dim = q.shape
+  keys = None
+  if dropout_rate > 0.0:
+    if dropout_rng is None:
+      raise errors.InputError(
+        f"attention dropout_rate = {dropout_rate} needs dropout_rng; give a "
+        "key, or the rate 0."
+      )
+    keys = dropout_rng
+    if keys.ndim == 0:
+      keys = dropout_keys(keys, batch, heads)
+    if keys.shape != (batch, heads):
+      raise errors.InputError(
+        f"attention dropout_rng has shape {keys.shape}; give one key, or keys "
+        f"of shape {(batch, heads)} for [B N]."
+      )
+  return reference.attend(
+    q,
+    k,
+    v,
+    mask=None if isinstance(mask, masks.Full) else mask,
+    bias=bias,
+    scale=head_dim**-0.5 if scale is None else scale,
+    softcap=softcap,
+    dropout_rate=dropout_rate,
+    dropout_keys=keys,
+  )
+
+
+def _check(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  mask: masks.Mask | None,
+  bias: jax.Array | None,
+) -> None:
+  shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
+  if not q.ndim == k.ndim == v.ndim == 4:
+    raise errors.InputError(
+      f"attention: {shapes}; give arrays [batch length heads head_dim]."
+    )
+  if (
+    k.shape[:3] != v.shape[:3]
+    or q.shape[0] != k.shape[0]
+    or q.shape[3] != k.shape[3]
+    or q.shape[2] % k.shape[2]
+  ):
+    raise errors.InputError(
+      f"attention: {shapes} do not fit; q [B T N H], k [B S K H] and v "
+      "[B S K H'] share B, S, K and H, and N is a multiple of K."
+    )
+  full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+  if bias is not None and (
+    bias.ndim != 4
+    or any(b not in (1, f) for b, f in zip(bias.shape, full, strict=True))
+  ):
+    raise errors.InputError(
+      f"attention: bias of shape {bias.shape} does not broadcast to [B N T S] "
+      f"= {full}; give 4 dimensions, each full or 1."
+    )
+  if not jnp.issubdtype(q.dtype, jnp.floating):
+    raise errors.InputError(f"attention: q is {q.dtype}; give floats.")
+  if mask is not None:
+    masks.check(mask, q.shape[0], q.shape[1], k.shape[1])
