@@ -7,6 +7,7 @@ name is the file's name; its keywords are the config's keys.
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable
 from typing import Any
 
 from mmjax import errors
@@ -30,21 +31,23 @@ def load(folder: str, name: str, field: str | None = None) -> Any:
   return importlib.import_module(f"mmjax.{folder}.{name}")
 
 
-def build(folder: str, *, name: str, **keywords: Any) -> Any:
-  """Calls the builder of plug-in `name` in `folder` with its keywords.
+def check(folder: str, *, name: str, **keywords: Any) -> Callable[..., Any]:
+  """Finds the builder of a plug-in and checks its keywords, building nothing.
 
   Args:
     folder: plug-in folder below `mmjax`, dotted: "models", "data.sources".
     name: file name of the plug-in.
-    **keywords: passed to the plug-in's `build`.
+    **keywords: what `build` would be called with.
+
+  Returns:
+    The plug-in's `build`.
 
   Raises:
     InputError: unknown plug-in, unknown keyword (with the nearest known), or
       a required keyword that is missing.
   """
   builder = load(folder, name).build
-  signature = inspect.signature(builder)
-  parameters = signature.parameters
+  parameters = inspect.signature(builder).parameters
   if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
     for key in keywords:
       if key not in parameters:
@@ -61,4 +64,13 @@ def build(folder: str, *, name: str, **keywords: Any) -> Any:
       f"{folder}.{name}: {', '.join(missing)} must be given; add it to the "
       f"config next to name={name!r}."
     )
-  return builder(**keywords)
+  return builder
+
+
+def build(folder: str, *, name: str, **keywords: Any) -> Any:
+  """Calls the builder of plug-in `name` in `folder` with its keywords.
+
+  Raises:
+    InputError: as `check`, and what the plug-in raises.
+  """
+  return check(folder, name=name, **keywords)(**keywords)
