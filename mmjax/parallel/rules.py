@@ -74,6 +74,10 @@ class Layout:
     finally:
       _current.reset(token)
 
+  def jit(self, f: Callable[..., Any], **keywords: Any) -> "Placed":
+    """Returns jax.jit(f, **keywords) that always runs within this layout."""
+    return Placed(self, jax.jit(f, **keywords))
+
   def mesh_axes(self, name: str | None) -> tuple[str, ...]:
     """Returns the mesh axes that the table gives to a logical axis.
 
@@ -142,6 +146,23 @@ class Layout:
   def batch_sharding(self, ndim: int) -> NamedSharding:
     """Returns the sharding of an array whose first axis is the batch."""
     return self.sharding(("batch",) + (None,) * (ndim - 1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placed:
+  """A jitted function that cannot be called or lowered outside its layout."""
+
+  layout: Layout
+  jitted: Any
+
+  def __call__(self, *args: Any) -> Any:
+    with self.layout.use():
+      return self.jitted(*args)
+
+  def lower(self, *args: Any) -> Any:
+    """Lowers for arrays or `jax.ShapeDtypeStruct`s, as `jax.jit` does."""
+    with self.layout.use():
+      return self.jitted.lower(*args)
 
 
 def current() -> Layout | None:
