@@ -49,7 +49,9 @@ def mirror(root: pathlib.Path) -> list[str]:
   for test in python_files(root, "tests"):
     inside = test.relative_to(root / "tests")
     # Tests at the top and in golden/ or slow/ cross rooms and mirror none.
-    if len(inside.parts) == 1 or not (root / "mmjax" / inside.parts[0]).is_dir():
+    if (
+      len(inside.parts) == 1 or not (root / "mmjax" / inside.parts[0]).is_dir()
+    ):
       continue
     name = inside.name.removeprefix("test_")
     if inside.name.startswith("test_") and inside.parent / name not in modules:

@@ -183,7 +183,8 @@ def _no_field(
   here = list(node) if isinstance(node, ml_collections.ConfigDict) else []
   near = errors.nearest(key, here)
   # A right name in the wrong place is likelier than a misspelt one elsewhere.
-  guess = f"{where}.{near}" if near else None
+  rest = field.removeprefix(f"{where}.{key}")
+  guess = f"{where}.{near}{rest}" if near else None
   if guess is None:
     leaf = field.rsplit(".", 1)[-1]
     everywhere = list(_paths(config))
@@ -207,16 +208,22 @@ def _missing(path: pathlib.Path) -> errors.InputError:
   folder = path.parent
   while not folder.is_dir():
     folder = folder.parent
-  found = {str(p) for p in folder.glob("*.py")}
-  for root in {folder, pathlib.Path("experiments")}:
-    # Bounded: two levels below, never a walk through a whole disk.
-    found.update(str(p) for p in root.glob("*/*.py"))
+  # Bounded: two levels below, never a walk through a whole disk.
+  patterns = ("*.py", "*/*.py")
+  roots = {folder, pathlib.Path("experiments")}
+  found = {
+    str(p)
+    for root in roots
+    for pattern in patterns
+    for p in root.glob(pattern)
+    if "def get_config" in p.read_text(errors="replace")
+  }
   by_name = {pathlib.Path(p).name: p for p in sorted(found)}
   guess = errors.nearest(str(path), sorted(found))
   guess = guess or by_name.get(errors.nearest(path.name, by_name) or "")
   fix = f" Did you mean {guess}?" if guess else ""
   some = sorted(found)[:8]
-  known = f" Files near it: {', '.join(some)}." if some else ""
+  known = f" Config files near it: {', '.join(some)}." if some else ""
   return errors.InputError(
     f"--config = {path}: there is no such file.{fix}{known}"
   )

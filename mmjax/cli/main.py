@@ -103,16 +103,15 @@ def _dispatch(argv: list[str]) -> int:
   )
   command.add_arguments(parser)
   rest, overrides = _split_overrides(rest)
+  options = [o for a in parser._actions for o in a.option_strings]
+  for word in rest:
+    # Before argparse, which would complain of what is missing instead.
+    if word.startswith("--") and word.partition("=")[0] not in options:
+      raise errors.unknown(f"mmjax {name} argument", word, options)
   try:
-    args, unread = parser.parse_known_args(rest)
+    args = parser.parse_args(rest)
   except SystemExit as done:  # argparse has printed the help
     return int(done.code or 0)
-  if unread:
-    raise errors.unknown(
-      f"mmjax {name} argument",
-      unread[0],
-      [o for a in parser._actions for o in a.option_strings],
-    )
   args.overrides = overrides
   return command.run(args) or 0
 
@@ -127,9 +126,7 @@ def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
       continue
     if "=" not in word:
       if not queue or queue[0].startswith("--"):
-        raise errors.InputError(
-          f"{word}: it has no value; write {word}=VALUE."
-        )
+        raise errors.InputError(f"{word}: it has no value; write {word}=VALUE.")
       word = f"{word}={queue.pop(0)}"
     overrides.append(word.removeprefix("--config."))
   return rest, overrides

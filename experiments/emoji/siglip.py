@@ -1,0 +1,125 @@
+"""SigLIP on emoji: the main job, minutes on two CPU cores.
+
+Paper: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023
+  (arXiv 2303.15343), its method on a data set that ships with mmjax. The
+  paper's own models (WebLI, batch 32k) cannot be reproduced by an outsider.
+Command: mmjax train --config experiments/emoji/siglip.py --workdir runs/emoji
+  Words: smoke, fold=0..4|dev, locale=de or en+de.
+  All folds: python tools/five_folds.py --workdir runs/folds
+Hardware: 2 CPU cores, at most 4 minutes.
+Expected: held-out concepts (200 per fold), name + tags, mean of five folds:
+  text->image R@5 at least 0.30; chance 0.025.
+Reproduction: B (public data, short training; the data is in the wheel).
+"""
+
+import ml_collections
+
+from experiments import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  """Returns the config of the main job."""
+  arg = common.parse_arg(arg, smoke=False, fold="0", locale="en")
+  source = dict(
+    name="emoji",
+    fold=common.fold(arg.fold),
+    locale=common.locale(arg.locale),
+    holdout="concept",
+  )
+  length = 24
+
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+  c.steps = 1200
+  c.batch_size = 128
+  c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  c.dtype = "float32"
+
+  c.tokenizers = dict(
+    emoji=dict(
+      kind="sentencepiece",
+      vocab_size=2000,
+      model_type="unigram",
+      source=dict(source, split="train"),
+    )
+  )
+  c.data = dict(
+    source=dict(source, split="train"),
+    pp=(
+      "decode|choose_text|"
+      f"tokenize('emoji', key='text', length={length})|keep('image', 'text')"
+    ),
+    workers=0,
+  )
+
+  width, depth, heads = 128, 4, 4
+  c.task = dict(
+    name="contrastive",
+    loss="sigmoid",
+    loss_impl="dense",
+    microbatches=1,
+    model=dict(
+      name="dual_encoder",
+      embed_dim=width,
+      temperature_init=10.0,
+      bias_init=-10.0,
+      image=dict(
+        name="vit",
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp=4 * width,
+        patch=8,
+        pool="map",
+      ),
+      text=dict(
+        name="text_encoder",
+        vocab_size=2000,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp=4 * width,
+        length=length,
+        pool="mean",
+      ),
+    ),
+  )
+
+  c.optimizer = dict(
+    name="adamw",
+    lr=1e-3,
+    schedule=dict(name="cosine", warmup=100),
+    weight_decay=1e-2,
+    clip=1.0,
+    b1=0.9,
+    b2=0.95,
+  )
+
+  c.evals = dict(
+    concepts=dict(
+      name="retrieval",
+      data=dict(source, split="test"),
+      image_pp="decode|keep('image')",
+      text_pp=f"tokenize('emoji', key='text', length={length})|keep('text')",
+      batch_size=200,
+      ks=(1, 5, 10),
+      average_over="vendor",
+      every=400,
+    ),
+  )
+  c.log_every = 20
+  c.checkpoint = dict(every=400, keep=1)
+  c.nan = "stop"
+
+  if arg.smoke:
+    c.steps = 2
+    c.batch_size = 16
+    c.log_every = 1
+    c.checkpoint.every = 1
+    c.checkpoint.keep = 2
+    c.optimizer.schedule.warmup = 1
+    c.evals.concepts.every = 2
+    for tower in (c.task.model.image, c.task.model.text):
+      tower.update(width=32, depth=2, heads=2, mlp=64)
+    c.task.model.embed_dim = 32
+  return c
