@@ -270,6 +270,17 @@ def is_box(x: Any) -> bool:
   return isinstance(x, meta.AxisMetadata)
 
 
+def unbox(boxed: Any) -> Any:
+  """Returns the tree without boxes, and without constraining anything."""
+
+  def one(x: Any) -> Any:
+    if isinstance(x, meta.Partitioned):
+      return x.unbox(apply_constraint=False)
+    return x.unbox() if is_box(x) else x
+
+  return jax.tree.map(one, boxed, is_leaf=is_box)
+
+
 def axis_names(boxed: Any) -> Any:
   """Returns the tree of logical names: a tuple per leaf, () if it has none."""
   return jax.tree.map(
@@ -294,6 +305,6 @@ def shardings(layout: Layout, boxed: Any) -> Any:
   def one(x: Any) -> NamedSharding:
     if not is_box(x) or not getattr(x, "names", ()):
       return layout.replicated
-    return layout.sharding(x.names, x.unbox().shape)
+    return layout.sharding(x.names, unbox(x).shape)
 
   return jax.tree.map(one, boxed, is_leaf=is_box)
