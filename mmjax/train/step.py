@@ -59,7 +59,7 @@ def make_step(
     rngs = {"dropout": state.key()}
     gradient = jax.value_and_grad(loss, has_aux=True)
     (value, aux), grads = gradient(state.params, state.mutable, batch, rngs)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt = tx.update(grads, state.opt, state.params, step=state.step)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
