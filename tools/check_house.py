@@ -84,11 +84,12 @@ def experiments(root: pathlib.Path) -> list[str]:
   found = []
   for path in python_files(root, "experiments"):
     for node in ast.walk(ast.parse(path.read_text())):
-      modules = []
       if isinstance(node, ast.Import):
         modules = [alias.name for alias in node.names]
       elif isinstance(node, ast.ImportFrom):
         modules = [node.module or ""]
+      else:
+        continue
       for module in modules:
         if module.split(".")[0] in ("mmjax", "jax", "flax"):
           where = path.relative_to(root)

@@ -19,11 +19,11 @@ from experiments import common
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """Returns the config of the main job."""
-  arg = common.parse_arg(arg, smoke=False, fold="0", locale="en")
+  words = common.parse_arg(arg, smoke=False, fold="0", locale="en")
   source = dict(
     name="emoji",
-    fold=common.fold(arg.fold),
-    locale=common.locale(arg.locale),
+    fold=common.fold(words.fold),
+    locale=common.locale(words.locale),
     holdout="concept",
   )
   length = 24
@@ -74,7 +74,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       ),
       text=dict(
         name="text_encoder",
-        vocab_size=2000,
+        vocab_size=None,  # that of the tokenizer
         width=width,
         depth=depth,
         heads=heads,
@@ -111,15 +111,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.checkpoint = dict(every=400, keep=1)
   c.nan = "stop"
 
-  if arg.smoke:
-    c.steps = 2
-    c.batch_size = 16
-    c.log_every = 1
-    c.checkpoint.every = 1
-    c.checkpoint.keep = 2
-    c.optimizer.schedule.warmup = 1
-    c.evals.concepts.every = 2
-    for tower in (c.task.model.image, c.task.model.text):
-      tower.update(width=32, depth=2, heads=2, mlp=64)
-    c.task.model.embed_dim = 32
+  return _smoke(c) if words.smoke else c
+
+
+def _smoke(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Shrinks everything: two steps, in seconds."""
+  c.steps = 2
+  c.batch_size = 16
+  c.log_every = 1
+  c.checkpoint = dict(every=1, keep=2)
+  c.optimizer.schedule.warmup = 1
+  c.evals.concepts.every = 2
+  for tower in (c.task.model.image, c.task.model.text):
+    tower.update(width=32, depth=2, heads=2, mlp=64)
+  c.task.model.embed_dim = 32
   return c

@@ -121,7 +121,8 @@ def _call(module: Any, spec: str, arg: str) -> ml_collections.ConfigDict:
       f"--config = {spec}: get_config returned a {type(config).__name__}; it "
       "must return a dict or ml_collections.ConfigDict."
     )
-  return ml_collections.ConfigDict(config)
+  fields: Any = config
+  return ml_collections.ConfigDict(fields)
 
 
 def _cast(field: str, text: str, old: Any) -> Any:

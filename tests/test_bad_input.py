@@ -1,0 +1,168 @@
+"""Bad input: one paragraph that names field, value and fix; the right code.
+
+Each case goes through the command line in this process; two go through a
+process of their own, as a person would meet them.
+"""
+
+import errno
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from mmjax.cli import main as cli
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMOKE = f"{ROOT}/experiments/emoji/siglip.py:smoke"
+
+
+def train(capsys, workdir, *words, config=SMOKE):
+  """Runs `mmjax train`; returns its exit code and the last stderr line."""
+  argv = ["train", "--config", config, "--workdir", str(workdir), *words]
+  code = cli.main(argv)
+  err = capsys.readouterr().err
+  told = [x for x in err.splitlines() if x.startswith("mmjax: ")]
+  return code, told[-1] if told else err
+
+
+@pytest.mark.parametrize(
+  "words, code, says",
+  [
+    (["--config.steps=ten"], 2, ["config.steps", "'ten'", "int"]),
+    (["--config.stepz=3"], 2, ["config.stepz", "--config.steps"]),
+    (["--config.task.name=contrastve"], 2, ["contrastve", "'contrastive'"]),
+    (["--config.task.model.image.name=vitt"], 2, ["'vitt'", "'vit'"]),
+    (["--config.data.source.name=emojis"], 2, ["'emojis'", "'emoji'"]),
+    (["--config.task.loss=sigmoidal"], 2, ["'sigmoidal'", "sigmoid"]),
+    (["--config.data.source.locale=xx"], 2, ["'xx'", "locale"]),
+    (["--config.data.pp=decodee|keep('image')"], 2, ["decodee", "decode"]),
+    (["--config.optimizer.name=adamv"], 2, ["'adamv'", "'adamw'"]),
+    (["--config.batch_size=12"], 2, ["config.batch_size = 12", "8 or 16"]),
+    (["--config.mesh.data=64"], 2, ["64", "8", "mesh"]),
+    (["--config.mesh={'dat': 8}"], 2, ["'dat'", "'data'"]),
+  ],
+)
+def test_refused_before_any_work(capsys, tmp_path, words, code, says):
+  workdir = tmp_path / "run"
+  got, told = train(capsys, workdir, *words)
+  assert got == code, told
+  assert all(word in told for word in says), told
+  # Before any long work: nothing was trained, nothing saved.
+  assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_missing_config_file(capsys, tmp_path):
+  code, told = train(
+    capsys, tmp_path, config=f"{ROOT}/experiments/emoji/sig.py"
+  )
+  assert code == 2 and "no such file" in told and "siglip.py" in told
+
+
+def test_workdir_of_another_config(capsys, tmp_path):
+  assert train(capsys, tmp_path)[0] == 0
+  before = (tmp_path / "metrics.jsonl").read_bytes()
+  code, told = train(capsys, tmp_path, "--config.task.model.image.width=16")
+  assert code in (2, 5), told
+  assert str(tmp_path) in told and "width" in told, told
+  assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+class _Broken:
+  """The emoji source with some images that no decoder can read."""
+
+  def __init__(self, source, every):
+    self._source, self._every = source, every
+    self.name = source.name
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    example = dict(self._source[index])
+    if index % self._every == 0:
+      example["image"] = b"RIFF no image at all"
+    return example
+
+
+def _plant(monkeypatch, every):
+  from mmjax.data.sources import emoji
+
+  build = emoji.build
+
+  def broken(*, split="train", **keywords):
+    source = build(split=split, **keywords)
+    return _Broken(source, every) if split == "train" else source
+
+  # Keywords are checked by signature, so the stand-in keeps the real one.
+  broken.__signature__ = __import__("inspect").signature(build)
+  monkeypatch.setattr(emoji, "build", broken)
+
+
+LONG = (
+  "--config.steps=16",
+  "--config.checkpoint.every=16",
+  "--config.evals={}",
+)
+
+
+def test_a_corrupt_record_is_skipped_counted_and_reported(
+  capsys, tmp_path, monkeypatch
+):
+  _plant(monkeypatch, every=700)  # 0.14 %
+  argv = ["train", "--config", SMOKE, "--workdir", str(tmp_path)]
+  assert cli.main([*argv, "--config.steps=64", *LONG[1:]]) == 0
+  text = "".join(capsys.readouterr())
+  assert re.search(r"corrupt", text), text[-2000:]
+
+
+def test_more_than_one_percent_corrupt_stops_the_run(
+  capsys, tmp_path, monkeypatch
+):
+  _plant(monkeypatch, every=4)
+  code, told = train(capsys, tmp_path, *LONG)
+  assert code == 3, told
+  assert "%" in told and "corrupt" in told
+
+
+def test_a_full_disk_at_save(capsys, tmp_path, monkeypatch):
+  from mmjax.train import checkpoint
+
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+
+  monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+  code, told = train(capsys, tmp_path)
+  assert code == 5 and "no space left" in told and str(tmp_path) in told
+
+
+def _process(*argv):
+  env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  return subprocess.run(
+    [sys.executable, "-m", "mmjax", *argv],
+    env=env,
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+
+
+def test_a_person_sees_one_line_and_no_traceback(tmp_path):
+  done = _process(
+    *("train", "--config", SMOKE, "--workdir", str(tmp_path / "run")),
+    "--config.optimizer.lrr=1",
+  )
+  assert done.returncode == 2 and done.stderr.count("\n") == 1
+  assert "--config.optimizer.lr?" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_a_mesh_larger_than_this_machine(tmp_path):
+  done = _process(
+    *("train", "--config", SMOKE, "--workdir", str(tmp_path / "run")),
+    "--config.mesh.data=1024",
+  )
+  assert done.returncode == 2 and "1024" in done.stderr
+  assert "Traceback" not in done.stderr
