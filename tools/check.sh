@@ -7,7 +7,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}
 bin=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
-export PATH="$bin:$PATH"
+export PATH="$bin:$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1
 
 if [[ ${1:-} == --fix ]]; then
   ruff check --quiet --fix .
