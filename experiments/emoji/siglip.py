@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.data = dict(
     source=dict(source, split="train"),
     pp=(
-      "decode|choose_text|"
+      "decode|sample_tags(0.5)|"
       f"tokenize('emoji', key='text', length={length})|keep('image', 'text')"
     ),
     workers=0,
