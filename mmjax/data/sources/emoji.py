@@ -76,14 +76,14 @@ def folds() -> dict[int | str, tuple[int, ...]]:
     members.setdefault(base, []).append(index)
 
   def rank(base: str) -> bytes:
-    return hashlib.sha256(f"emoji folds {base}".encode()).digest()
+    return hashlib.sha256(f"mmjax/emoji/{base.upper()}".encode()).digest()
 
   filled: dict[int | str, list[int]] = {fold: [] for fold in FOLDS}
   for base in sorted(members, key=rank):
-    for fold in filled.values():
-      if len(fold) + len(members[base]) <= FOLD_SIZE:
-        fold += members[base]
-        break
+    # The first fold that is not full; what overfills it is never tested.
+    fold = next((f for f in filled.values() if len(f) < FOLD_SIZE), None)
+    if fold is not None and len(fold) + len(members[base]) <= FOLD_SIZE:
+      fold += members[base]
   return {name: tuple(sorted(fold)) for name, fold in filled.items()}
 
 
