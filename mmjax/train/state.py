@@ -1,11 +1,16 @@
 """All that changes from step to step, and nothing else."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mmjax import tree
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -76,3 +81,63 @@ def create(
     ema=jax.tree.map(jnp.copy, params) if ema else None,
     rng=jax.random.key_data(key),
   )
+
+
+def owner(
+  name: str, shape: Sequence[int], params: Mapping[str, Sequence[int]]
+) -> tuple[str, tuple[int, ...]] | None:
+  """Finds the parameter that a leaf of the optimizer state belongs to.
+
+  Args:
+    name: name of the leaf; it ends in its parameter's name.
+    shape: the leaf's.
+    params: shapes of all parameters by name.
+
+  Returns:
+    (parameter, the parameter's dimensions that the leaf has), or None for a
+    counter or placeholder. Adafactor's rows and columns lack one dimension.
+  """
+  parts = name.split("/")
+  for start in range(len(parts)):
+    param = "/".join(parts[start:])
+    if param not in params:
+      continue
+    full = tuple(params[param])
+    dims = tuple(range(len(full)))
+    if tuple(shape) == full:
+      return param, dims
+    lacking = [i for i in dims if full[:i] + full[i + 1 :] == tuple(shape)]
+    if not lacking or len(full) < 2:
+      return None
+    # In a square matrix both fit: v_row lacks the last, v_col the first.
+    gone = lacking[-1] if "v_row" in parts[:start] else lacking[0]
+    return param, tuple(i for i in dims if i != gone)
+  return None
+
+
+def opt_shardings(opt: Any, params: Any, shardings: Any) -> Any:
+  """Returns where each leaf of the optimizer state lives: by its parameter.
+
+  Args:
+    opt: shapes of the optimizer state.
+    params: shapes of the parameters.
+    shardings: NamedSharding of each parameter.
+
+  Returns:
+    Tree like opt; leaves without a parameter are replicated.
+  """
+  shapes = {name: x.shape for name, x in tree.items(params)}
+  places = dict(tree.items(shardings))
+  mesh = next(iter(places.values())).mesh
+
+  def place(name: str, leaf: Any) -> NamedSharding:
+    spec = P()
+    found = owner(name, leaf.shape, shapes)
+    if found:
+      param, dims = found
+      full = tuple(places[param].spec)
+      full += (None,) * (len(shapes[param]) - len(full))
+      spec = P(*(full[i] for i in dims))
+    return NamedSharding(mesh, spec)
+
+  return tree.map_named(place, opt)
