@@ -1,4 +1,4 @@
-"""What is saved, where, and what a workdir may be used for.
+"""What is saved, and how it comes back onto any mesh.
 
 A checkpoint holds every leaf of the state under its name, and a JSON record:
 step, config, versions, git revision, and the shape and dtype of each leaf.
@@ -7,7 +7,6 @@ run killed at any moment finds the last whole one.
 """
 
 import functools
-import json
 import pathlib
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +18,10 @@ import orbax.checkpoint as ocp
 import mmjax
 from mmjax import errors, tree
 from mmjax.parallel import hosts
-from mmjax.train import resilience
+from mmjax.train import resilience, workdir
 
 Leaves = Mapping[str, Sequence[Any]]  # name -> (shape, dtype name)
 _SHOWN = 10
-
-# Fields that may change between two runs in one workdir: none of them changes
-# what is computed, beyond the rounding that another mesh brings.
-HARMLESS = ("log_every", "checkpoint", "mesh", "data.workers")
 
 
 class Checkpoints:
@@ -41,6 +36,7 @@ class Checkpoints:
     *,
     keep: int = 1,
     config: Mapping[str, Any] | None = None,
+    read_only: bool = False,
   ) -> None:
     """Opens a folder and removes what a killed run left half-written.
 
@@ -48,19 +44,23 @@ class Checkpoints:
       folder: made when the first checkpoint is saved.
       keep: how many of the newest stay; the older ones are deleted.
       config: goes into each checkpoint.
+      read_only: change nothing in the folder, which must exist to be read.
     """
     self.folder = pathlib.Path(folder).absolute()
-    self._keep, self._config = keep, plain(config or {})
+    self._keep, self._config = keep, workdir.plain(config or {})
     self._bytes = 0
     with resilience.storage(self.folder):
-      if hosts.is_lead():
+      if hosts.is_lead() and not read_only:
         self.folder.mkdir(parents=True, exist_ok=True)
       hosts.barrier("checkpoint folder")
       self._manager = ocp.CheckpointManager(
         self.folder,
         item_names=("state", "about"),
         options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep, cleanup_tmp_directories=True
+          max_to_keep=keep,
+          create=False,
+          read_only=read_only,
+          cleanup_tmp_directories=not read_only,
         ),
       )
 
@@ -296,68 +296,3 @@ def revision() -> str | None:
   except (OSError, subprocess.SubprocessError):
     return None
   return head.strip() + ("+" if dirty.strip() else "")
-
-
-def plain(config: Any) -> dict[str, Any]:
-  """Returns a config as JSON would give it back: dicts, lists, numbers."""
-  given = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-  return json.loads(json.dumps(given))
-
-
-def check_workdir(workdir: pathlib.Path, config: Any) -> None:
-  """Checks that a workdir is new or belongs to this config.
-
-  Raises:
-    InputError: it belongs to another; lists the fields that differ.
-  """
-  path = workdir / "config.json"
-  if not path.exists():
-    return
-  old, new = _flat(json.loads(path.read_text())), _flat(plain(config))
-  differ = [
-    key
-    for key in sorted({*old, *new})
-    if old.get(key, "(none)") != new.get(key, "(none)")
-    and not any(key == h or key.startswith(h + ".") for h in HARMLESS)
-  ]
-  if differ:
-    shown = "; ".join(
-      f"{k}: {old.get(k, '(none)')!r} there, {new.get(k, '(none)')!r} now"
-      for k in differ[:_SHOWN]
-    )
-    more = len(differ) - _SHOWN
-    raise errors.InputError(
-      f"--workdir = {str(workdir)!r}: it belongs to a run of another config "
-      f"({shown}{f'; and {more} more' if more > 0 else ''}); give another "
-      "--workdir, or delete this one."
-    )
-
-
-def claim_workdir(workdir: pathlib.Path, config: Any) -> None:
-  """Makes the workdir and writes the config into it.
-
-  Raises:
-    StorageError: it cannot be written.
-  """
-  if hosts.is_lead():
-    text = json.dumps(plain(config), indent=2) + "\n"
-    with resilience.storage(workdir / "config.json", len(text)):
-      workdir.mkdir(parents=True, exist_ok=True)
-      write_atomically(workdir / "config.json", text)
-  hosts.barrier("workdir")
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that a reader sees the old or the new, never a part."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
-  temporary.replace(path)
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(config, dict):
-    return {prefix: config}
-  out: dict[str, Any] = {}
-  for key, value in config.items():
-    out.update(_flat(value, f"{prefix}.{key}" if prefix else key))
-  return out

@@ -10,7 +10,8 @@ import jax
 
 from mmjax import errors
 from mmjax.train import cadence, pictures, report, throughput
-from mmjax.train.checkpoint import Checkpoints, check_workdir, claim_workdir
+from mmjax.train import workdir as workdirs
+from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.metrics import Log, Pending, results
 from mmjax.train.resilience import StopSignal, Watchdog, check_finite
 from mmjax.train.setup import Run, setup
@@ -44,9 +45,9 @@ def fit(
     Preempted: SIGTERM or SIGINT; the state is saved.
   """
   config, folder = resolve(config), pathlib.Path(workdir).absolute()
-  check_workdir(folder, config)
+  workdirs.check(folder, config)
   run = setup(config, workdir=str(folder), devices=devices)
-  claim_workdir(folder, config)
+  workdirs.claim(folder, config)
   return train(run, folder, config, watchdog=watchdog)
 
 
@@ -155,6 +156,7 @@ def train(
     log.end_progress()
     found = results(log.rows, steps)
     gallery = pictures.collect(evaluators, state.variables())
+    _tell_corrupt(run, log)
     if jax.process_index() == 0:
       report.write(folder, found, config["evals"], log)
       pictures.write(folder, log, gallery)
@@ -191,3 +193,12 @@ def _meter(run: Run, batch_size: int) -> throughput.Meter:
     )
   peak = throughput.peak(mesh.devices.flat[0].device_kind)
   return throughput.Meter(batch_size, 3 * flops, mesh.size, peak)
+
+
+def _tell_corrupt(run: Run, log: Log) -> None:
+  ledger = getattr(run.input, "ledger", None)
+  if ledger and ledger.corrupt:
+    log.say(
+      f"data: {ledger.corrupt} of {ledger.draws} examples were corrupt and "
+      f"replaced by others; their records: {sorted(ledger.records)[:10]}"
+    )

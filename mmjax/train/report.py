@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from mmjax.train import checkpoint, resilience
+from mmjax.train import resilience
+from mmjax.train import workdir as workdirs
 from mmjax.train.metrics import Log
 
 # Evaluators that look at no model: their results are columns, not rows.
@@ -92,10 +93,10 @@ def write(
   lines = [header, ["---"] * len(header), *rows]
   text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
   with resilience.storage(folder):
-    checkpoint.write_atomically(
+    workdirs.write_atomically(
       folder / "results.json", json.dumps(dict(found), indent=2) + "\n"
     )
-    checkpoint.write_atomically(folder / "results.md", text)
+    workdirs.write_atomically(folder / "results.md", text)
   if rows:
     shown = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):

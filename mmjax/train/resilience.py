@@ -155,11 +155,7 @@ def storage(path: pathlib.Path, needed: int = 0) -> Iterator[None]:
     if reason is None:
       raise
     need = f"{size(needed)} needed, " if needed else ""
-    fix = (
-      "free some space"
-      if "space" in reason or "quota" in reason
-      else "make the folder writable"
-    )
+    fix = "free some space" if needed or "space" in reason else "correct that"
     raise errors.StorageError(
       f"{path}: {reason}; {need}{size(free_bytes(path))} free. What was saved "
       f"before is kept: {fix} or choose another --workdir, and run the same "
@@ -173,6 +169,7 @@ _REASONS = {
   errno.EROFS: "the disk is read-only",
   errno.EACCES: "no permission to write",
   errno.EPERM: "no permission to write",
+  errno.ENOTDIR: "a part of the path is a file, not a folder",
 }
 
 

@@ -6,6 +6,9 @@ pure function of the step, as the real pipeline's is.
 
 import argparse
 import ast
+import dataclasses
+import functools
+import json
 import os
 import pathlib
 import signal
@@ -20,7 +23,8 @@ from flax import linen as nn
 
 from mmjax import errors
 from mmjax.parallel import hosts, mesh, rules
-from mmjax.train import checkpoint, loop, setup
+from mmjax.train import loop, setup
+from mmjax.train import workdir as workdirs
 from mmjax.typing import Aux
 
 WIDTH, HIDDEN = 16, 32
@@ -120,37 +124,37 @@ def config(**changes):
   }
 
 
-def make(c, *, devices=None, poison=None, hook=None):
-  """Sets up a Run of a config."""
-  layout = rules.Layout(mesh.make_mesh(c["mesh"], devices))
-  shape = jax.ShapeDtypeStruct((c["batch_size"], WIDTH), jnp.float32)
+def make(c, *, poison=None, hook=None):
+  """Sets up a Run of a config; programs are compiled once a process."""
   source = types.SimpleNamespace(
     batches=lambda start: start,
     feed=lambda start, layout: Feed(
       layout, start, c["batch_size"], poison, hook
     ),
   )
-  run = setup.assemble(
-    Task(),
-    c["optimizer"],
-    {"x": shape, "y": shape},
-    layout,
-    steps=c["steps"],
-    seed=c["seed"],
-    nan=c["nan"],
-    config=c,
-    input=source,
-  )
+  kept = ("optimizer", "steps", "seed", "nan", "mesh", "batch_size")
+  run = _assemble(json.dumps({key: c[key] for key in kept}))
+  run = dataclasses.replace(run, config=c, input=source)
   run.__dict__["_evaluators"] = {name: Evaluator() for name in c["evals"]}
   return run
+
+
+@functools.cache
+def _assemble(text):
+  c = json.loads(text)
+  layout = rules.Layout(mesh.make_mesh(c.pop("mesh")))
+  shape = jax.ShapeDtypeStruct((c.pop("batch_size"), WIDTH), jnp.float32)
+  optimizer = c.pop("optimizer")
+  batch = {"x": shape, "y": shape}
+  return setup.assemble(Task(), optimizer, batch, layout, **c)
 
 
 def fit(c, workdir, **keywords):
   """Does what `loop.fit` does, with the tiny run."""
   folder = pathlib.Path(workdir)
-  checkpoint.check_workdir(folder, c)
+  workdirs.check(folder, c)
   run = make(c, **keywords)
-  checkpoint.claim_workdir(folder, c)
+  workdirs.claim(folder, c)
   return loop.train(run, folder, c)
 
 
