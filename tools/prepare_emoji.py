@@ -78,6 +78,14 @@ def base(hexcode: str) -> str:
   return rest[0] if rest else FAMILY
 
 
+def read(tar: tarfile.TarFile, member: tarfile.TarInfo | str) -> bytes:
+  """Returns the content of a file in the tarball."""
+  file = tar.extractfile(member)
+  if file is None:
+    raise SystemExit(f"{member} in {tar.name} is no file")
+  return file.read()
+
+
 def images(path: pathlib.Path, folder: str) -> dict[str, bytes]:
   """Returns {hexcode: the vendor's file}."""
   found = {}
@@ -85,7 +93,7 @@ def images(path: pathlib.Path, folder: str) -> dict[str, bytes]:
     for member in tar:
       if member.name.startswith(folder):
         name = member.name.removeprefix(folder).rsplit(".", 1)[0]
-        found[code(name)] = tar.extractfile(member).read()
+        found[code(name)] = read(tar, member)
   return found
 
 
@@ -93,14 +101,10 @@ def texts(path: pathlib.Path) -> tuple[list[dict], dict[str, dict], dict]:
   """Returns (English records, {locale: {hexcode: record}}, group names)."""
   locales = {}
   with tarfile.open(path) as tar:
-
-    def read(name):
-      return json.load(tar.extractfile(f"package/{name}"))
-
     for locale in LOCALES:
-      records = read(f"{locale}/data.json")
+      records = json.loads(read(tar, f"package/{locale}/data.json"))
       locales[locale] = {code(r["hexcode"]): r for r in records}
-    messages = read("en/messages.json")
+    messages = json.loads(read(tar, "package/en/messages.json"))
   names = {
     kind: {m["order"]: m["key"] for m in messages[kind]}
     for kind in ("groups", "subgroups")
@@ -166,7 +170,7 @@ def make(cache: pathlib.Path) -> dict[str, bytes]:
 
 def main() -> int:
   root = pathlib.Path(__file__).resolve().parent.parent
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(description="Rebuild the emoji assets.")
   parser.add_argument("--cache", type=pathlib.Path, default=root / "build/npm")
   parser.add_argument(
     "--out", type=pathlib.Path, default=root / "mmjax/data/assets/emoji"

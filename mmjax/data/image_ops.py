@@ -197,11 +197,9 @@ def shift(pixels: int, fill: int = 255) -> Op:
   def run(image, rng):
     y, x = (int(n) for n in rng.integers(0, 2 * pixels + 1, 2))
     rows, columns = image.shape[:2]
+    n, value = pixels, (fill,) * 3
     padded = cv2.copyMakeBorder(
-      image,
-      *(pixels,) * 4,
-      cv2.BORDER_CONSTANT,
-      value=(fill,) * 3,
+      image, n, n, n, n, cv2.BORDER_CONSTANT, value=value
     )
     return padded[y : y + rows, x : x + columns]
 

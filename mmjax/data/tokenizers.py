@@ -33,10 +33,17 @@ _PADS = ("<pad>", "[PAD]", "<|pad|>")
 class Tokenizer(Protocol):
   """What all of them have; see the head of this file."""
 
-  vocab_size: int
-  pad_id: int | None
-  bos_id: int | None
-  eos_id: int | None
+  @property
+  def vocab_size(self) -> int: ...
+
+  @property
+  def pad_id(self) -> int | None: ...
+
+  @property
+  def bos_id(self) -> int | None: ...
+
+  @property
+  def eos_id(self) -> int | None: ...
 
   def encode(self, text: str) -> list[int]: ...
 

@@ -59,6 +59,7 @@ def picture(vendor: str, concept: int) -> bytes:
 def _decoded(vendor: str, concept: int) -> np.ndarray:
   data = np.frombuffer(picture(vendor, concept), np.uint8)
   image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+  assert image is not None, "the installed emoji files are damaged"
   image.setflags(write=False)
   return image
 
@@ -212,7 +213,7 @@ def build(
     tested = [(v, c) for v, c in keys if v == held]
   elif holdout == "concept":
     if fold not in FOLDS:
-      raise errors.unknown(f"{field}.fold", fold, FOLDS)
+      raise errors.unknown(f"{field}.fold", fold, map(str, FOLDS))
     concepts = set(folds()[fold])
     tested = [(v, c) for v, c in keys if c in concepts]
   else:

@@ -64,7 +64,7 @@ class FakeSource:
 
   def _picture(self, rng, label, index) -> bytes:
     # A disc on a ground; the label gives the colour, so it can be learnt.
-    hue = np.uint8([[[180 * label // self._classes, 255, 255]]])
+    hue = np.array([[[180 * label // self._classes, 255, 255]]], np.uint8)
     colour = cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0].tolist()
     rows, columns = self._image
     image = np.full((rows, columns, 3), rng.integers(200, 256), np.uint8)
