@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import errors
+from mmjax.layers.embed import ConvStem, Patches, TokenEmbed
+
+
+def test_patches_equal_a_strided_convolution(key):
+  image = jax.random.normal(key, (2, 8, 12, 3))
+  x, variables = jax.jit(Patches(5, 4).init_with_output)(key, image)
+  kernel = variables["params"]["kernel"].unbox()
+  want = jax.lax.conv_general_dilated(
+    image, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  assert x.shape == (2, 2, 3, 5)
+  np.testing.assert_allclose(x, want, atol=1e-5)
+  # Fan-in scale, as of the matrix it is.
+  assert 0.7 < float(kernel.std()) * 48**0.5 < 1.3
+
+
+@pytest.mark.parametrize("stem", [Patches, ConvStem])
+def test_image_must_be_whole_patches(key, stem):
+  with pytest.raises(errors.InputError, match=r"patch = 4 .* 8 x 10"):
+    stem(8, 4).init(key, jnp.ones((1, 8, 10, 3)))
+
+
+def test_conv_stem_halves_and_sees_beyond_its_patch(key):
+  stem = ConvStem(32, 4)
+  image = jax.random.normal(key, (1, 16, 8, 3))
+  x, variables = jax.jit(stem.init_with_output)(key, image)
+  assert x.shape == (1, 4, 2, 32)
+  channels = [
+    variables["params"][f"conv{i}"]["kernel"].unbox().shape for i in (0, 1)
+  ]
+  assert channels == [(3, 3, 3, 16), (3, 3, 16, 32)]
+  # Pixel row 7 ends patch row 1; overlap lets patch row 2 see it, not row 3.
+  moved = jax.jit(stem.apply)(variables, image.at[:, 7].add(1.0))
+  seen = np.abs(moved - x).max((0, 2, 3)) > 1e-6
+  np.testing.assert_array_equal(seen, [False, True, True, False])
+
+
+def test_conv_stem_wants_a_power_of_two(key):
+  with pytest.raises(errors.InputError, match="patch = 6"):
+    ConvStem(8, 6).init(key, jnp.ones((1, 12, 12, 3)))
+
+
+def test_token_embed_looks_up_and_shows_ids_out_of_range(key):
+  tokens = jnp.array([[0, 3, 4]])
+  x, variables = jax.jit(TokenEmbed(4, 8).init_with_output)(key, tokens)
+  table = variables["params"]["table"].unbox()
+  np.testing.assert_array_equal(x[0, :2], table[jnp.array([0, 3])])
+  assert np.isnan(x[0, 2]).all()

@@ -1,0 +1,59 @@
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import errors
+from mmjax.layers.mlp import MLP, activation
+
+X = np.linspace(-4, 4, 41)
+
+
+@pytest.mark.parametrize(
+  "name, f",
+  [
+    (
+      "gelu",
+      lambda x: (
+        x / 2 * (1 + math.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+      ),
+    ),
+    ("gelu_exact", lambda x: x / 2 * (1 + math.erf(x / 2**0.5))),
+    ("quick_gelu", lambda x: x / (1 + math.exp(-1.702 * x))),
+  ],
+)
+def test_activations(name, f):
+  got = activation(name)(jnp.float32(X))
+  np.testing.assert_allclose(got, [f(x) for x in X], atol=1e-6)
+
+
+def test_unknown_activation_names_the_nearest():
+  with pytest.raises(errors.InputError, match="'quick_gelu'"):
+    activation("quickgelu")
+
+
+def test_mlp_is_two_dense_layers(key):
+  x = jax.random.normal(key, (2, 3, 8))
+  mlp = MLP(16, act="gelu_exact")
+  y, variables = jax.jit(mlp.init_with_output)(key, x)
+  up, down = (variables["params"][n] for n in ("up", "down"))
+  assert up["kernel"].names == ("embed", "mlp")
+  assert down["kernel"].names == ("mlp", "embed")
+  # NumPy arrays: conftest forbids JAX to broadcast ranks.
+  up, down = (jax.tree.map(np.asarray, nn.unbox(p)) for p in (up, down))
+  h = np.asarray(x) @ up["kernel"] + up["bias"]
+  h = h * 0.5 * (1 + np.vectorize(math.erf)(h / 2**0.5))
+  want = h @ down["kernel"] + down["bias"]
+  np.testing.assert_allclose(y, want, atol=1e-5)
+
+
+def test_dropout_needs_train(key):
+  x = jax.random.normal(key, (2, 3, 8))
+  mlp = MLP(16, dropout=0.5)
+  variables = jax.jit(mlp.init)(key, x)
+  still = mlp.apply(variables, x)
+  dropped = mlp.apply(variables, x, False, rngs={"dropout": key})
+  assert np.abs(still - dropped).max() > 1e-3

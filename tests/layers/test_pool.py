@@ -1,0 +1,35 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.layers import pool
+
+
+def test_mean_counts_only_its_tokens(key):
+  x = jax.random.normal(key, (3, 4, 2))
+  np.testing.assert_allclose(pool.mean(x), x.mean(1), atol=1e-6)
+  got = pool.mean(x, jnp.array([2, 4, 0]))
+  np.testing.assert_allclose(got[0], x[0, :2].mean(0), atol=1e-6)
+  np.testing.assert_allclose(got[1], x[1].mean(0), atol=1e-6)
+  np.testing.assert_array_equal(got[2], 0)
+
+
+def test_at_takes_one_token(key):
+  x = jax.random.normal(key, (2, 4, 3))
+  got = pool.at(x, jnp.array([3, 1]))
+  np.testing.assert_array_equal(got, jnp.stack([x[0, 3], x[1, 1]]))
+
+
+def test_map_head_is_blind_to_order_and_padding(key):
+  x = jax.random.normal(key, (2, 5, 8))
+  head = pool.MAPHead(2, 16)
+  y, variables = jax.jit(head.init_with_output)(key, x)
+  assert y.shape == (2, 8)
+  apply = jax.jit(head.apply)
+  np.testing.assert_allclose(apply(variables, x[:, ::-1]), y, atol=1e-5)
+  lengths = jnp.array([3, 5])
+  masked = apply(variables, x, lengths)
+  moved = apply(variables, x.at[0, 3:].add(9.0), lengths)
+  np.testing.assert_allclose(masked, moved, atol=1e-6)
+  np.testing.assert_allclose(masked[1], y[1], atol=1e-6)
+  assert np.abs(masked[0] - y[0]).max() > 1e-3

@@ -1,0 +1,137 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import errors
+from mmjax.layers.transformer import Block, Stack
+from mmjax.ops import masks
+
+KW = dict(depth=3, heads=2, mlp=16)
+
+
+def value_and_grad(stack, variables, x, key, train=False):
+  mask = masks.KeyPadding(jnp.array([3, 5]))
+
+  def f(variables):
+    y = stack.apply(variables, x, mask, not train, rngs={"dropout": key})
+    return jnp.square(y).mean()
+
+  return jax.jit(jax.value_and_grad(f))(variables)
+
+
+def close(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def x(key):
+  return jax.random.normal(key, (2, 5, 8))
+
+
+def test_stack_is_its_blocks_in_turn(key, x):
+  stack = Stack(**KW)
+  boxed = jax.jit(stack.init)(key, x)
+  kernel = boxed["params"]["blocks"]["mlp"]["up"]["kernel"]
+  assert kernel.names == ("layers", "embed", "mlp")
+  assert kernel.unbox().shape == (3, 8, 16)
+  variables = nn.unbox(boxed)
+  assert np.abs(np.diff(kernel.unbox(), axis=0)).min(axis=(1, 2)).all()
+  want = x
+  apply = jax.jit(Block(2, 16).apply)
+  for i in range(3):
+    layer = jax.tree.map(lambda a, i=i: a[i], variables["params"]["blocks"])
+    want, _ = apply({"params": layer}, want)
+  np.testing.assert_allclose(stack.apply(variables, x), want, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def plain():
+  """Variables, tokens, and what the plain stack makes of them."""
+  key = jax.random.key(0)
+  x = jax.random.normal(key, (2, 5, 8))
+  variables = nn.unbox(jax.jit(Stack(**KW).init)(key, x))
+  return variables, x, value_and_grad(Stack(**KW), variables, x, key)
+
+
+@pytest.mark.parametrize(
+  "kw",
+  [
+    dict(scan=False),
+    dict(scan=False, remat="full"),
+    dict(remat="full"),
+    dict(remat="dots"),
+  ],
+)
+def test_scan_and_remat_change_nothing(key, plain, kw):
+  variables, x, want = plain
+  close(value_and_grad(Stack(**KW, **kw), variables, x, key), want)
+
+
+def test_recomputation_draws_the_same_dropout(key, plain):
+  variables, x, still = plain
+  kw = dict(KW, dropout=0.2, drop_path=0.3)
+  want = value_and_grad(Stack(**kw), variables, x, key, train=True)
+  other = Stack(**kw, remat="full")
+  close(value_and_grad(other, variables, x, key, train=True), want)
+  assert np.abs(want[0] - still[0]) > 1e-3
+
+
+def test_remat_keeps_less(key, x):
+  x = jnp.broadcast_to(x[:, :1], (2, 64, 8))
+  sizes = {}
+  for remat in ("none", "dots", "full"):
+    stack = Stack(depth=8, heads=2, mlp=32, remat=remat)
+    variables = nn.unbox(jax.eval_shape(stack.init, key, x))
+    f = lambda v, stack=stack: jnp.sum(stack.apply(v, x))  # noqa: E731
+    compiled = jax.jit(jax.grad(f)).lower(variables).compile()
+    sizes[remat] = compiled.memory_analysis().temp_size_in_bytes
+  assert sizes["full"] < sizes["dots"] < sizes["none"], sizes
+
+
+def test_stochastic_depth_drops_whole_branches(key):
+  block = Block(2, 16)
+  x = jax.random.normal(key, (64, 3, 8))
+  variables = nn.unbox(jax.jit(block.init)(key, x))
+  # Only the last bias of the mlp speaks: a branch is 1 or nothing.
+  variables = jax.tree.map(jnp.zeros_like, variables)
+  mlp = variables["params"]["mlp"]["down"]
+  mlp["bias"] = jnp.ones_like(mlp["bias"])
+  apply = jax.jit(
+    lambda rate: block.apply(
+      variables, x, rate, None, False, rngs={"dropout": key}
+    )[0]
+  )
+  branch = apply(jnp.float32(0.75)) - x
+  kept = np.asarray(branch[:, 0, 0]) > 1
+  want = np.where(kept, 4.0, 0.0)[:, None, None] * np.ones((1, 3, 8))
+  np.testing.assert_allclose(branch, want, atol=1e-5)
+  assert 4 <= kept.sum() <= 30  # of 64, expected 16
+  np.testing.assert_allclose(apply(jnp.float32(0.0)) - x, 1.0, atol=1e-5)
+
+
+def test_masked_tokens_are_not_read(key, x):
+  stack = Stack(**KW)
+  variables = nn.unbox(jax.jit(stack.init)(key, x))
+  mask = masks.KeyPadding(jnp.array([3, 3]))
+  apply = jax.jit(lambda x: stack.apply(variables, x, mask))
+  moved = x.at[:, 3:].add(1.0)
+  np.testing.assert_allclose(apply(x)[:, :3], apply(moved)[:, :3], atol=1e-6)
+  assert np.abs(stack.apply(variables, x) - apply(x)).max() > 1e-3
+
+
+def test_unknown_remat_names_the_known(key, x):
+  with pytest.raises(errors.InputError, match=r"remat = 'dot'.*'dots'"):
+    Stack(**KW, remat="dot").init(key, x)
+
+
+def test_bfloat16_computes_low_and_keeps_parameters_high(key, x):
+  stack = Stack(**KW, dtype=jnp.bfloat16)
+  low = x.astype(jnp.bfloat16)
+  y, variables = jax.jit(stack.init_with_output)(key, low)
+  assert y.dtype == jnp.bfloat16
+  assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+  want = Stack(**KW).apply(nn.unbox(variables), x)
+  np.testing.assert_allclose(y.astype(np.float32), want, atol=0.06)

@@ -1,0 +1,88 @@
+import copy
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import errors
+from mmjax.models import dual_encoder
+
+
+@pytest.fixture(scope="module")
+def inputs():
+  key = jax.random.key(1)
+  image = jax.random.normal(key, (3, 16, 16, 3))
+  return image, jax.random.randint(key, (3, 8), 1, 64)
+
+
+@pytest.fixture(scope="module")
+def built(inputs):
+  model = dual_encoder.build(**dual_encoder.TINY)
+  return model, nn.unbox(jax.jit(model.init)(jax.random.key(0), *inputs))
+
+
+def test_embeddings_are_of_length_one_and_of_each_alone(built, inputs):
+  model, variables = built
+  apply = jax.jit(model.apply)
+  image, text, scale = apply(variables, *inputs)
+  for x in (image, text):
+    assert x.shape == (3, 16) and x.dtype == jnp.float32
+    np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, atol=1e-6)
+  assert np.abs(image[0] - image[1]).max() > 1e-3
+  only, none, _ = apply(variables, inputs[0])
+  np.testing.assert_allclose(only, image, atol=1e-6)
+  assert none is None
+  none, only, _ = apply(variables, None, inputs[1])
+  np.testing.assert_allclose(only, text, atol=1e-6)
+  assert none is None
+  np.testing.assert_allclose(scale, (10.0, -10.0), rtol=1e-6)
+
+
+def test_temperature_is_a_logarithm_and_may_be_cut(built, inputs):
+  kw = dict(dual_encoder.TINY, bias_init=None, temperature_max=100.0)
+  model, (_, variables) = dual_encoder.build(**kw), built
+  params = {k: v for k, v in variables["params"].items() if k != "b"}
+  for log_t, want in ((np.log(7.0), 7.0), (9.0, 100.0)):
+    params["log_t"] = jnp.float32(log_t)
+    *_, scale = model.apply({"params": params}, None, inputs[1])
+    np.testing.assert_allclose(scale, (want, 0.0), rtol=1e-6)
+
+
+def test_normalise_has_a_finite_gradient_at_zero():
+  x = jnp.zeros((1, 4))
+  assert (dual_encoder.normalise(x) == 0).all()
+  grad = jax.grad(lambda x: dual_encoder.normalise(x).sum())(x)
+  assert np.isfinite(grad).all()
+  low = jnp.full((1, 4), 3.0, jnp.bfloat16)
+  np.testing.assert_allclose(dual_encoder.normalise(low), 0.5, rtol=1e-6)
+
+
+def test_dtype_reaches_the_towers():
+  model = dual_encoder.build(**dual_encoder.TINY, dtype="bfloat16")
+  assert model.image.dtype == model.text.dtype == jnp.bfloat16
+  kw = copy.deepcopy(dual_encoder.TINY)
+  kw["text"]["dtype"] = "float32"
+  assert dual_encoder.build(**kw, dtype="bfloat16").text.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (dict(temperature_init=0.0), "temperature_init = 0.0"),
+    (dict(image=dict(variant="S/16")), "has no name"),
+    (dict(image=dict(name="vitt")), "Did you mean 'vit'"),
+    (dict(image=dict(name="vit", widht=3)), "Did you mean 'width'"),
+    (
+      dict(
+        embed_dim=None,
+        text=dict(name="text_encoder", variant="S", vocab_size=9),
+      ),
+      "embed_dim = None.*32 and 384",
+    ),
+  ],
+)
+def test_errors_name_the_field(change, words):
+  with pytest.raises(errors.InputError, match=words):
+    dual_encoder.build(**{**dual_encoder.TINY, **change})

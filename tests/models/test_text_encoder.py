@@ -1,0 +1,80 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import errors, tree
+from mmjax.models import text_encoder
+
+TOKENS = jnp.array([[5, 6, 7, 0, 0, 0], [8, 0, 9, 63, 2, 1]])
+
+
+def run(key, **kw):
+  """Returns embeddings of TOKENS, and of TOKENS changed, per change."""
+  model = text_encoder.build(**{**text_encoder.TINY, **kw})
+  variables = nn.unbox(jax.jit(model.init)(key, TOKENS))
+  apply = jax.jit(model.apply)
+  return lambda tokens: np.asarray(apply(variables, tokens))
+
+
+def test_count_of_clip_b_32():
+  # The published count of the whole model (151,277,313) less its image tower
+  # (87,849,216 with its projection), the text projection and the temperature.
+  model = text_encoder.build("M", vocab_size=49408, length=77)
+  tokens = jax.ShapeDtypeStruct((1, 77), jnp.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
+  want = 151_277_313 - 87_849_216 - 512 * 512 - 1
+  assert tree.count(nn.unbox(shapes)) == want
+
+
+def test_lengths_end_at_the_last_token():
+  np.testing.assert_array_equal(text_encoder.text_lengths(TOKENS, 0), [3, 6])
+  zeros = jnp.zeros((1, 4), jnp.int32)
+  np.testing.assert_array_equal(text_encoder.text_lengths(zeros, 0), [0])
+
+
+@pytest.mark.parametrize("pool", text_encoder.POOLS)
+def test_padding_is_not_read(key, pool):
+  embed = run(key, pool=pool)
+  y = embed(TOKENS)
+  assert y.shape == (2, 32)
+  # Fewer padding tokens, same text.
+  np.testing.assert_allclose(embed(TOKENS[:1, :4])[0], y[0], atol=1e-5)
+  # Negative control: with padding in sight it does matter, but to the pool
+  # that reads an early token of a causal model.
+  seen = run(key, pool=pool, mask_pad=False)
+  assert np.abs(seen(TOKENS[:1, :4])[0] - seen(TOKENS)[0]).max() > 1e-4
+
+
+def test_causal_reads_only_what_came_before(key):
+  moved = TOKENS.at[1, 4].set(33)
+  for causal in (False, True):
+    # Read at id 63, the greatest, place 3: before the change.
+    embed = run(key, pool="eot", causal=causal)
+    same = np.abs(embed(TOKENS)[1] - embed(moved)[1]).max() < 1e-6
+    assert same == causal
+
+
+def test_eot_at_its_first_place(key):
+  embed = run(key, pool="eot", causal=True, eot_id=9)
+  moved = TOKENS.at[1, 3].set(9)  # a second one, later
+  np.testing.assert_allclose(embed(TOKENS)[1], embed(moved)[1], atol=1e-6)
+
+
+def test_last_is_the_very_last_without_mask_pad(key):
+  embed = run(key, pool="last", mask_pad=False, causal=True)
+  moved = TOKENS.at[0, 5].set(9)
+  assert np.abs(embed(TOKENS)[0] - embed(moved)[0]).max() > 1e-3
+
+
+def test_errors_name_the_field(key):
+  with pytest.raises(errors.InputError, match="variant = 'Q'"):
+    text_encoder.build("Q", vocab_size=8)
+  with pytest.raises(errors.InputError, match="depth, heads, mlp not given"):
+    text_encoder.build(vocab_size=8, width=8)
+  with pytest.raises(errors.InputError, match="pool = 'avg'"):
+    text_encoder.build("S", vocab_size=8, pool="avg")
+  model = text_encoder.build(**text_encoder.TINY)
+  with pytest.raises(errors.InputError, match="length = 8"):
+    model.init(key, jnp.ones((1, 9), jnp.int32))
