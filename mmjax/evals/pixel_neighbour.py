@@ -157,6 +157,8 @@ def tfidf_cosine(queries: Sequence[str], known: Sequence[str]) -> np.ndarray:
     for word in _words(text):
       words.setdefault(word, len(words))
 
+  width = max(len(words), 1)
+
   def counts(texts: Sequence[str]) -> sparse.csr_array:
     found = [
       (i, words[w])
@@ -165,12 +167,12 @@ def tfidf_cosine(queries: Sequence[str], known: Sequence[str]) -> np.ndarray:
       if w in words
     ]
     rows, columns = np.array(found, int).reshape(-1, 2).T
-    shape = (len(texts), max(len(words), 1))
+    shape = (len(texts), width)
     # Doubles are summed: these are counts.
     return sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
 
   known_counts = counts(known)
-  frequency = np.bincount(known_counts.indices, minlength=known_counts.shape[1])
+  frequency = np.bincount(known_counts.indices, minlength=width)
   idf = np.log((1 + len(known)) / (1 + frequency)) + 1
 
   def vectors(count: sparse.csr_array) -> sparse.csr_array:

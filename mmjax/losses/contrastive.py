@@ -238,8 +238,7 @@ def _visit(
   return carry[0], carry[2]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pairs(plan, scaled, text, biases, ids) -> _Stats:
+def _statistics(plan, scaled, text, biases, ids) -> _Stats:
   """Returns the statistics of the logits of all images and all texts.
 
   scaled [b D], text [c D], biases [b], ids [b]: image i owns text j if their
@@ -274,11 +273,11 @@ def _pairs(plan, scaled, text, biases, ids) -> _Stats:
 
 
 def _pairs_forward(plan, scaled, text, biases, ids):
-  stats = _pairs(plan, scaled, text, biases, ids)
+  stats = _statistics(plan, scaled, text, biases, ids)
   return stats, (scaled, text, biases, ids, stats.row, stats.column)
 
 
-def _pairs_backward(plan, residuals, cotangents):
+def _pairs_backward(plan, residuals, cotangents: _Stats):
   scaled, text, biases, ids, row, column = residuals
 
   def step(home, fixed, moving):
@@ -313,4 +312,5 @@ def _pairs_backward(plan, residuals, cotangents):
   return d_scaled, d_text, d_biases, None
 
 
+_pairs = jax.custom_vjp(_statistics, nondiff_argnums=(0,))
 _pairs.defvjp(_pairs_forward, _pairs_backward)

@@ -78,11 +78,11 @@ class Contrastive:
     """Embeddings of length 1: "image" and "text", each [B D] in float32."""
     return {"image": self._embed_image, "text": self._embed_text}
 
-  def _embed_image(self, variables: Any, batch: Batch) -> jax.Array:
+  def _embed_image(self, variables: Any, batch: Batch) -> Any:
     image = self._image(batch["image"])
     return self.model.apply(variables, image=image)[0]
 
-  def _embed_text(self, variables: Any, batch: Batch) -> jax.Array:
+  def _embed_text(self, variables: Any, batch: Batch) -> Any:
     return self.model.apply(variables, text=batch["text"])[1]
 
   def _image(self, image: jax.Array) -> jax.Array:

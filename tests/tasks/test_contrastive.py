@@ -60,7 +60,8 @@ def batch(rows=16, seed=0, side=8):
 
 
 def params_of(task):
-  return nn.unbox(task.init(jax.random.key(0), batch(2)))["params"]
+  init = jax.jit(task.init)
+  return nn.unbox(init(jax.random.key(0), batch(2)))["params"]
 
 
 def value_and_gradients(task, data, layout=None, rngs=None):
@@ -146,7 +147,7 @@ def test_loss_is_that_of_the_predicted_embeddings():
   image_BD = task.predict["image"](variables, {"image": batch()["image"]})
   text_BD = task.predict["text"](variables, {"text": batch()["text"]})
   np.testing.assert_allclose(jnp.linalg.norm(image_BD, axis=1), 1, rtol=1e-5)
-  value, aux = task.loss(variables["params"], {}, batch(), {})
+  value, aux = jax.jit(task.loss)(variables["params"], {}, batch(), {})
   want, _ = losses.softmax(image_BD, text_BD, aux.metrics["temperature"])
   np.testing.assert_allclose(value, want, rtol=1e-5)
 
@@ -172,7 +173,8 @@ def test_every_part_drops_other_units():
   task = contrastive.Contrastive(Towers(dropout=0.5), microbatches=4)
   params = params_of(task)
   rngs = {"dropout": jax.random.key(1)}
-  image_BD, _, _ = task._encode_in_parts(params, {}, same, rngs)
+  encode = jax.jit(task._encode_in_parts)
+  image_BD, _, _ = encode(params, {}, same, rngs)
   assert len(np.unique(np.asarray(image_BD).round(3), axis=0)) == 4
   calm = contrastive.Contrastive(Towers(), microbatches=4)
   image_BD, _, _ = calm._encode_in_parts(params, {}, same, {})
