@@ -57,9 +57,9 @@ class Checkpoints:
         self.folder,
         item_names=("state", "about"),
         options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep,
+          # Orbax has a mode to read only, which warns of itself on stderr.
+          max_to_keep=None if read_only else keep,
           create=False,
-          read_only=read_only,
           cleanup_tmp_directories=not read_only,
         ),
       )
@@ -234,20 +234,20 @@ def check_fit(saved: Leaves, wanted: Leaves, where: str) -> None:
   """
   rows: list[tuple[str, str, str, str]] = []
   for name in sorted({*saved, *wanted}):
-    have, want = saved.get(name), wanted.get(name)
-    if have is None and want is not None:
+    if name not in saved:
       near = errors.nearest(name, saved.keys() - wanted.keys())
       note = f"nearest: {near}" if near else "-"
-      rows.append(("missing", name, note, _show(want)))
-    elif want is None and have is not None:
+      rows.append(("missing", name, note, _show(wanted[name])))
+    elif name not in wanted:
       near = errors.nearest(name, wanted.keys() - saved.keys())
-      rows.append(
-        ("unexpected", name, _show(have), (near and f"nearest: {near}") or "-")
-      )
-    elif list(have[0]) != list(want[0]):
-      rows.append(("shape", name, _show(have), _show(want)))
-    elif have[1] != want[1]:
-      rows.append(("dtype", name, _show(have), _show(want)))
+      note = f"nearest: {near}" if near else "-"
+      rows.append(("unexpected", name, _show(saved[name]), note))
+    else:
+      have, want = saved[name], wanted[name]
+      for i, kind in enumerate(("shape", "dtype")):
+        if have[i] != want[i]:
+          rows.append((kind, name, _show(have), _show(want)))
+          break
   if not rows:
     return
   kinds = [row[0] for row in rows]

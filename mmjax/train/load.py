@@ -36,7 +36,7 @@ def load(path: str | pathlib.Path, *, step: int | None = None) -> Loaded:
 
       model, variables, preprocess = mmjax.load("runs/emoji")
       batch = preprocess(image=["cat.png"], text=["a cat", "a car"])
-      image, text, scale = model.apply(variables, **batch)
+      image, text, scale = jax.jit(model.apply)(variables, **batch)
 
   Args:
     path: workdir of `mmjax train`.
@@ -62,7 +62,8 @@ def load(path: str | pathlib.Path, *, step: int | None = None) -> Loaded:
     state = saved.restore(
       run.state_shapes, step, only=lambda name: not name.startswith("opt/")
     )
-  return Loaded(run.task.model, state.variables(), Preprocess.of(run))
+  task: Any = run.task  # every task of ours has a model; the protocol has not
+  return Loaded(task.model, state.variables(), Preprocess.of(run))
 
 
 class Preprocess:
@@ -85,7 +86,7 @@ class Preprocess:
     Training has a spec of its own, which may draw captions at random.
     """
     specs: dict[str, str] = {}
-    for evaluator in run.config["evals"].to_dict().values():
+    for evaluator in run.config.to_dict()["evals"].values():
       for key, value in evaluator.items():
         if key.endswith("_pp"):
           specs.setdefault(key.removesuffix("_pp"), value)

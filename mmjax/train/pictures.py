@@ -26,7 +26,7 @@ def _style() -> Iterator[Any]:
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
 
-  settings = {
+  settings: Any = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": QUIET,

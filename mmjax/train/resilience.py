@@ -113,7 +113,7 @@ class Watchdog:
     """Says that the run is alive."""
     if self.seconds:
       faulthandler.dump_traceback_later(
-        self.seconds, exit=True, file=sys.__stderr__
+        self.seconds, exit=True, file=sys.__stderr__ or 2
       )
 
   def rest(self) -> None:
