@@ -165,7 +165,9 @@ def assemble(
     return unfreeze(task.init(key, zeros))
 
   with layout.use():
-    boxed = jax.eval_shape(variables, jax.random.key(0))
+    # The key is made inside: the mesh may be of devices that are described,
+    # not owned, on which nothing can run.
+    boxed = jax.eval_shape(lambda: variables(jax.random.key(seed)))
   shapes = rules.unbox(boxed)
   opt = optimizers.build(shapes["params"], steps=steps, **optimizer)
 
