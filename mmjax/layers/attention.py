@@ -74,10 +74,10 @@ class Attention(nn.Module):
       axis=(-2, -1),
       dtype=self.dtype,
       use_bias=self.use_bias,
-      kernel_init=nn.with_logical_partitioning(
+      kernel_init=rules.with_axes(
         nn.initializers.xavier_uniform(), ("heads", "head_dim", "embed")
       ),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+      bias_init=rules.with_axes(nn.initializers.zeros, ("norm",)),
       name="out",
     )(out)
     return rules.constrain(out, "batch", "length", "embed")
@@ -89,12 +89,10 @@ class Attention(nn.Module):
       (heads, head_dim),
       dtype=self.dtype,
       use_bias=self.use_bias,
-      kernel_init=nn.with_logical_partitioning(
+      kernel_init=rules.with_axes(
         nn.initializers.xavier_uniform(), ("embed", axis, "head_dim")
       ),
-      bias_init=nn.with_logical_partitioning(
-        nn.initializers.zeros, (axis, "head_dim")
-      ),
+      bias_init=rules.with_axes(nn.initializers.zeros, (axis, "head_dim")),
       name=name,
     )(x)
     return rules.constrain(x, "batch", "length", axis, "head_dim")

@@ -39,14 +39,12 @@ class Patches(nn.Module):
     p = self.patch
     kernel = self.param(
       "kernel",
-      nn.with_logical_partitioning(
-        _patch_init, ("kernel", "kernel", "channels", "embed")
-      ),
+      rules.with_axes(_patch_init, ("kernel", "kernel", "channels", "embed")),
       (p, p, C, self.width),
     )
     bias = self.param(
       "bias",
-      nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+      rules.with_axes(nn.initializers.zeros, ("norm",)),
       (self.width,),
     )
     x = image.astype(self.dtype).reshape(B, Y // p, p, X // p, p, C)
@@ -112,11 +110,11 @@ class ConvStem(nn.Module):
       strides=(stride, stride),
       padding=size // 2,
       dtype=self.dtype,
-      kernel_init=nn.with_logical_partitioning(
+      kernel_init=rules.with_axes(
         nn.initializers.lecun_normal(),
         ("kernel", "kernel", "channels", "embed"),
       ),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+      bias_init=rules.with_axes(nn.initializers.zeros, ("norm",)),
       name=name,
     )(x)
     return rules.constrain(x, "batch", None, None, None)
@@ -150,9 +148,7 @@ class TokenEmbed(nn.Module):
     """Maps ids int32 [B T] to [B T D]."""
     table = self.param(
       "table",
-      nn.with_logical_partitioning(
-        nn.initializers.normal(self.scale), ("vocab", "embed")
-      ),
+      rules.with_axes(nn.initializers.normal(self.scale), ("vocab", "embed")),
       (self.vocab_size, self.width),
     )
     # The batch already lives on fsdp, so the lookup wants whole rows: gather

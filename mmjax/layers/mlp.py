@@ -53,15 +53,14 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
     """Maps [B T D] to [B T D]."""
-    names = nn.with_logical_partitioning
     kernel = nn.initializers.xavier_uniform()
     bias = nn.initializers.normal(1e-6)
     width = x.shape[-1]
     x = nn.Dense(
       self.hidden,
       dtype=self.dtype,
-      kernel_init=names(kernel, ("embed", "mlp")),
-      bias_init=names(bias, ("mlp",)),
+      kernel_init=rules.with_axes(kernel, ("embed", "mlp")),
+      bias_init=rules.with_axes(bias, ("mlp",)),
       name="up",
     )(x)
     x = rules.constrain(x, "batch", "length", "mlp")
@@ -70,8 +69,8 @@ class MLP(nn.Module):
     x = nn.Dense(
       width,
       dtype=self.dtype,
-      kernel_init=names(kernel, ("mlp", "embed")),
-      bias_init=names(bias, ("norm",)),
+      kernel_init=rules.with_axes(kernel, ("mlp", "embed")),
+      bias_init=rules.with_axes(bias, ("norm",)),
       name="down",
     )(x)
     return rules.constrain(x, "batch", "length", "embed")

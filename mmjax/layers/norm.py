@@ -5,6 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mmjax.parallel import rules
+
 
 def layer_norm(
   *, epsilon: float = 1e-6, dtype: Any = jnp.float32, name: str | None = None
@@ -17,7 +19,7 @@ def layer_norm(
   return nn.LayerNorm(
     epsilon=epsilon,
     dtype=dtype,
-    scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+    scale_init=rules.with_axes(nn.initializers.ones, ("norm",)),
+    bias_init=rules.with_axes(nn.initializers.zeros, ("norm",)),
     name=name,
   )

@@ -10,6 +10,7 @@ from mmjax.layers.attention import Attention
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import layer_norm
 from mmjax.ops.masks import KeyPadding
+from mmjax.parallel import rules
 
 
 def mean(x: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
@@ -61,9 +62,7 @@ class MAPHead(nn.Module):
     B, _, D = x.shape
     probe = self.param(
       "probe",
-      nn.with_logical_partitioning(
-        nn.initializers.xavier_uniform(), ("positions", "embed")
-      ),
+      rules.with_axes(nn.initializers.xavier_uniform(), ("positions", "embed")),
       (1, D),
     )
     probe = jnp.broadcast_to(probe.astype(self.dtype)[None], (B, 1, D))

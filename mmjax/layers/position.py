@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax import errors
+from mmjax.parallel import rules
 
 
 def sincos2d(
@@ -78,14 +79,14 @@ class LearnedGrid(nn.Module):
         )
     grid = self.param(
       "grid",
-      nn.with_logical_partitioning(init, ("positions", "positions", "embed")),
+      rules.with_axes(init, ("positions", "positions", "embed")),
       shape,
     )
     table = grid.reshape(rows * columns, width)
     if self.extra:
       extra = self.param(
         "extra",
-        nn.with_logical_partitioning(init, ("positions", "embed")),
+        rules.with_axes(init, ("positions", "embed")),
         (self.extra, width),
       )
       table = jnp.concatenate([extra, table])
@@ -117,7 +118,7 @@ class LearnedSequence(nn.Module):
       )
     table = self.param(
       "table",
-      nn.with_logical_partitioning(
+      rules.with_axes(
         nn.initializers.normal(self.scale), ("positions", "embed")
       ),
       (self.length, width),

@@ -163,11 +163,12 @@ class Stack(nn.Module):
     rates = None
     if self.drop_path > 0.0:
       rates = jnp.linspace(0.0, self.drop_path, self.depth)
+    in_axes: Any = (0, nn.broadcast, nn.broadcast)
     x, _ = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=(0, nn.broadcast, nn.broadcast),
+      in_axes=in_axes,
       length=self.depth,
       unroll=1 if self.scan else self.depth,
       metadata_params={nn.PARTITION_NAME: "layers"},

@@ -88,7 +88,7 @@ class DualEncoder(nn.Module):
         self.embed_dim,
         use_bias=False,
         dtype=self.dtype,
-        kernel_init=nn.with_logical_partitioning(
+        kernel_init=rules.with_axes(
           nn.initializers.lecun_normal(), ("embed", "joint")
         ),
         name=name,
@@ -98,14 +98,14 @@ class DualEncoder(nn.Module):
   def _scale(self) -> Scale:
     # Learned as a logarithm, so that steps are relative and t stays positive.
     init = nn.initializers.constant(math.log(self.temperature_init))
-    log_t = self.param("log_t", nn.with_logical_partitioning(init, ()), ())
+    log_t = self.param("log_t", rules.with_axes(init, ()), ())
     t = jnp.exp(log_t)
     if self.temperature_max is not None:
       t = jnp.minimum(t, self.temperature_max)
     b = jnp.zeros((), jnp.float32)
     if self.bias_init is not None:
       init = nn.initializers.constant(self.bias_init)
-      b = self.param("b", nn.with_logical_partitioning(init, ()), ())
+      b = self.param("b", rules.with_axes(init, ()), ())
     return Scale(t, b)
 
 

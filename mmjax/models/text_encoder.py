@@ -168,7 +168,7 @@ def build(
   Raises:
     InputError: an unknown name, or a size that is not given.
   """
-  sizes = dict(width=width, depth=depth, heads=heads, mlp=mlp)
+  sizes: dict[str, Any] = dict(width=width, depth=depth, heads=heads, mlp=mlp)
   if variant is not None:
     if variant not in VARIANTS:
       raise errors.unknown("models.text_encoder variant", variant, VARIANTS)

@@ -95,12 +95,10 @@ class ViT(nn.Module):
       x = nn.Dense(
         self.num_classes,
         dtype=self.dtype,
-        kernel_init=nn.with_logical_partitioning(
+        kernel_init=rules.with_axes(
           nn.initializers.zeros, ("embed", "classes")
         ),
-        bias_init=nn.with_logical_partitioning(
-          nn.initializers.zeros, ("classes",)
-        ),
+        bias_init=rules.with_axes(nn.initializers.zeros, ("classes",)),
         name="head",
       )(x)
     return x, out
@@ -112,9 +110,7 @@ class ViT(nn.Module):
     if extra:
       token = self.param(
         "cls",
-        nn.with_logical_partitioning(
-          nn.initializers.zeros, ("positions", "embed")
-        ),
+        rules.with_axes(nn.initializers.zeros, ("positions", "embed")),
         (1, D),
       )
       token = jnp.broadcast_to(token.astype(x.dtype)[None], (B, 1, D))
@@ -186,7 +182,9 @@ def build(
   Raises:
     InputError: an unknown name, or a size that is not given.
   """
-  sizes = dict(width=width, depth=depth, heads=heads, mlp=mlp, patch=patch)
+  sizes: dict[str, Any] = dict(
+    width=width, depth=depth, heads=heads, mlp=mlp, patch=patch
+  )
   if variant is not None:
     size, _, pixels = variant.partition("/")
     if size not in VARIANTS:

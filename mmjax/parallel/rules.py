@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from flax import linen as nn
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -265,6 +266,20 @@ def _indivisible(
   return frozenset(banned)
 
 
+def with_axes(init: Callable[..., jax.Array], names: Names) -> Any:
+  """Returns an initializer that boxes its array with its logical axes.
+
+  Linen's `nn.with_logical_partitioning`, under its honest type: `self.param`
+  and the layers of Linen take it for an initializer and give back the array,
+  out of its box.
+
+  Args:
+    init: (key, shape, dtype) -> array.
+    names: one logical name of the table, or None (not split), per dimension.
+  """
+  return nn.with_logical_partitioning(init, tuple(names))
+
+
 def is_box(x: Any) -> bool:
   """Is x a leaf with metadata (a parameter boxed with its axis names)?"""
   return isinstance(x, meta.AxisMetadata)
@@ -296,7 +311,7 @@ def shardings(layout: Layout, boxed: Any) -> Any:
   Args:
     layout: where to.
     boxed: variables as `task.init` gives them, arrays or shapes, boxed by
-      `nn.with_logical_partitioning`. A leaf without a box is replicated.
+      `with_axes`. A leaf without a box is replicated.
 
   Returns:
     The unboxed tree, each leaf a NamedSharding.
