@@ -31,7 +31,8 @@ class Task(Protocol):
   take unboxed dicts of arrays, variables = {"params": params, **mutable}.
   """
 
-  predict: Mapping[str, Callable[[Any, Batch], Any]]
+  @property
+  def predict(self) -> Mapping[str, Callable[[Any, Batch], Any]]: ...
 
   def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]: ...
 

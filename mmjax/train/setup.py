@@ -162,7 +162,8 @@ def assemble(
 
   def variables(key):
     zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch.items()}
-    return unfreeze(task.init(key, zeros))
+    made: Any = task.init(key, zeros)
+    return unfreeze(made)
 
   with layout.use():
     # The key is made inside: the mesh may be of devices that are described,
