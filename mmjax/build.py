@@ -1,22 +1,34 @@
 """The registry is the file system: `build("models", name="vit", ...)`.
 
 A plug-in is a file in a plug-in folder with one public function `build`. Its
-name is the file's name; its keywords are the config's keys.
+name is the file's name; its keywords are the config's keys. A file of the
+folder without `build` serves the others and is no plug-in.
 """
 
 import importlib
 import inspect
-import pkgutil
+import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 from mmjax import errors
 
+_BUILD = re.compile(r"^def build\(", re.MULTILINE)
+
 
 def names(folder: str) -> list[str]:
-  """Returns the plug-ins of a folder, for example `names("models")`."""
+  """Returns the plug-ins of a folder, for example `names("models")`.
+
+  The files are read, not imported: most of them import JAX and more.
+  """
   package = importlib.import_module(f"mmjax.{folder}")
-  return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+  return sorted(
+    file.stem
+    for path in package.__path__
+    for file in pathlib.Path(path).glob("*.py")
+    if _BUILD.search(file.read_text(encoding="utf-8"))
+  )
 
 
 def load(folder: str, name: str, field: str | None = None) -> Any:

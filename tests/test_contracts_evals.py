@@ -11,10 +11,7 @@ import pytest
 from mmjax import build, errors
 from mmjax.parallel import mesh, rules
 
-# Files without build() serve the evaluators.
-NAMES = [
-  n for n in build.names("evals") if hasattr(build.load("evals", n), "build")
-]
+NAMES = build.names("evals")
 
 
 class Words:
