@@ -40,8 +40,10 @@ def run(args: argparse.Namespace) -> int:
       "config.evals is empty: there is nothing to run; add an evaluator."
     )
   # JAX is imported here, after the config stands.
+  from mmjax.parallel import hosts
   from mmjax.train import checkpoint, setup
 
+  hosts.initialize()
   ready = setup.setup(config, workdir=str(folder))
   with checkpoint.Checkpoints(folder / "checkpoints") as saved:
     step = saved.latest()
@@ -54,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     for name, evaluator in ready.evaluators().items()
     for metric, value in evaluator.run(state.variables()).items()
   }
+  if not hosts.is_lead():
+    return 0
   width = max(map(len, found), default=0)
   print(f"step {step}")
   for name, value in found.items():

@@ -24,8 +24,11 @@ def run(args: argparse.Namespace) -> int:
   """
   config = configs.load(args.config, args.overrides)
   check_workdir(args.workdir)
-  from mmjax.train import loop  # JAX is imported here, after the config stands
+  # JAX is imported here, after the config stands.
+  from mmjax.parallel import hosts
+  from mmjax.train import loop
 
+  hosts.initialize()
   loop.fit(config, args.workdir)
   return 0
 

@@ -6,6 +6,7 @@ import types
 import pytest
 
 from mmjax.cli import main as cli
+from mmjax.parallel import hosts
 
 
 @pytest.fixture
@@ -31,6 +32,15 @@ def test_fit_gets_the_overridden_config(calls, file, tmp_path):
   assert cli.main([*argv, "--config.steps=5"]) == 0
   [(config, given)] = calls
   assert config.steps == 5 and given == workdir and config.is_locked
+
+
+def test_processes_join_before_anything_touches_a_device(
+  calls, file, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(hosts, "initialize", lambda: calls.append("joined"))
+  argv = ["train", "--config", file, "--workdir", str(tmp_path / "run")]
+  assert cli.main(argv) == 0
+  assert calls[0] == "joined" and len(calls) == 2
 
 
 def test_a_workdir_that_is_a_file_is_refused(calls, file, capsys):
