@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch_vit
 
 from mmjax import build, tree
 from mmjax.losses import classification
@@ -125,12 +126,10 @@ class Theirs:
   name = "torch"
 
   def __init__(self, sizes: Sizes, weights: dict[str, np.ndarray]) -> None:
-    import torch
-
-    self.torch = torch
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    self.model = _torch_vit(torch, sizes, weights)
-    self.optimizer = torch.optim.AdamW(
+    self.torch = torch_vit.torch()
+    self.torch.set_num_threads(len(os.sched_getaffinity(0)))
+    self.model = torch_vit.build(weights, sizes.image)
+    self.optimizer = self.torch.optim.AdamW(
       self.model.parameters(),
       lr=OPTIMIZER["lr"],
       betas=(0.9, 0.999),
@@ -152,97 +151,6 @@ class Theirs:
     loss.backward()
     self.optimizer.step()
     return float(loss.detach())
-
-
-def _torch_vit(torch: Any, sizes: Sizes, weights: dict[str, np.ndarray]) -> Any:
-  """Builds the twin of `models.vit` with its weights."""
-  nn, functional = torch.nn, torch.nn.functional
-  kernel = weights["embedding/kernel"]
-  patch, width = kernel.shape[0], kernel.shape[3]
-  depth, _, heads, _ = weights["encoder/blocks/attention/query/kernel"].shape
-  hidden = weights["encoder/blocks/mlp/up/bias"].shape[1]
-
-  class Block(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.norm1 = nn.LayerNorm(width, eps=1e-6)
-      self.qkv = nn.Linear(width, 3 * width)
-      self.out = nn.Linear(width, width)
-      self.norm2 = nn.LayerNorm(width, eps=1e-6)
-      self.up = nn.Linear(width, hidden)
-      self.down = nn.Linear(hidden, width)
-
-    def forward(self, x):
-      B, T, D = x.shape
-      y = self.qkv(self.norm1(x)).view(B, T, 3, heads, D // heads)
-      q, k, v = y.permute(2, 0, 3, 1, 4)
-      y = functional.scaled_dot_product_attention(q, k, v)
-      x = x + self.out(y.transpose(1, 2).reshape(B, T, D))
-      y = functional.gelu(self.up(self.norm2(x)), approximate="tanh")
-      return x + self.down(y)
-
-  class ViT(nn.Module):
-    def __init__(self):
-      super().__init__()
-      self.embedding = nn.Conv2d(3, width, patch, patch)
-      positions = (sizes.image // patch) ** 2
-      self.posemb = nn.Parameter(torch.zeros(1, positions, width))
-      self.blocks = nn.ModuleList(Block() for _ in range(depth))
-      self.norm = nn.LayerNorm(width, eps=1e-6)
-      self.head = nn.Linear(width, sizes.classes)
-
-    def forward(self, x):
-      x = self.embedding(x).flatten(2).transpose(1, 2) + self.posemb
-      for block in self.blocks:
-        x = block(x)
-      return self.head(self.norm(x).mean(1))
-
-  model = ViT()
-  with torch.no_grad():
-    for name, value in _torch_names(weights, depth, width).items():
-      target = model.get_parameter(name)
-      target.copy_(
-        torch.from_numpy(np.ascontiguousarray(value)).view_as(target)
-      )
-  return model
-
-
-def _torch_names(
-  weights: dict[str, np.ndarray], depth: int, width: int
-) -> dict[str, np.ndarray]:
-  """Renames and transposes parameters: kernels [in out] become [out in]."""
-  (posemb,) = (v for k, v in weights.items() if k.startswith("posemb/"))
-  out = {
-    "embedding.weight": weights["embedding/kernel"].transpose(3, 2, 0, 1),
-    "embedding.bias": weights["embedding/bias"],
-    "posemb": posemb,
-    "norm.weight": weights["norm/scale"],
-    "norm.bias": weights["norm/bias"],
-    "head.weight": weights["head/kernel"].T,
-    "head.bias": weights["head/bias"],
-  }
-  stack = "encoder/blocks/"
-  for i in range(depth):
-    for norm in ("norm1", "norm2"):
-      out[f"blocks.{i}.{norm}.weight"] = weights[f"{stack}{norm}/scale"][i]
-      out[f"blocks.{i}.{norm}.bias"] = weights[f"{stack}{norm}/bias"][i]
-    parts = [f"{stack}attention/{n}/" for n in ("query", "key", "value")]
-    out[f"blocks.{i}.qkv.weight"] = np.concatenate(
-      [weights[p + "kernel"][i].reshape(width, width).T for p in parts]
-    )
-    out[f"blocks.{i}.qkv.bias"] = np.concatenate(
-      [weights[p + "bias"][i].reshape(width) for p in parts]
-    )
-    for ours, theirs in (
-      ("attention/out", "out"),
-      ("mlp/up", "up"),
-      ("mlp/down", "down"),
-    ):
-      kernel = weights[f"{stack}{ours}/kernel"][i]
-      bias = weights[f"{stack}{ours}/bias"][i]
-      out[f"blocks.{i}.{theirs}.weight"] = kernel.reshape(-1, bias.size).T
-      out[f"blocks.{i}.{theirs}.bias"] = bias
-  return out
 
 
 def seconds(step: Callable[[], Any], steps: int) -> float:
