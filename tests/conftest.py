@@ -44,3 +44,10 @@ def pytest_unconfigure():
 @pytest.fixture
 def key():
   return jax.random.key(0)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Commands see one device: for eight, all takes three times as long."""
+  first = jax.devices()[:1]
+  monkeypatch.setattr(jax, "devices", lambda *_: first)

@@ -65,7 +65,7 @@ def _curve(workdir):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_steps_save_resume_same_loss(name, tmp_path):
+def test_two_steps_save_resume_same_loss(name, tmp_path, one_device):
   config = configs.load(f"{ROOT}/{name}:smoke")
   assert config.steps == 2 and config.checkpoint.every == 1
   workdir, again = tmp_path / "run", tmp_path / "again"
