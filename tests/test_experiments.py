@@ -13,6 +13,7 @@ from mmjax.cli import main as cli
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "experiments").glob("*/*.py"))
+MAIN = "experiments/emoji/siglip.py"
 NAMES = [str(p.relative_to(ROOT)) for p in FILES]
 
 
@@ -73,11 +74,13 @@ def test_two_steps_save_resume_same_loss(name, tmp_path, one_device):
   assert cli.main([*argv, str(workdir)]) == 0
   curve = _curve(workdir)
   assert [r["step"] for r in curve if "loss" in r] == [1, 2]
+  assert (workdir / "checkpoints" / "2").is_dir()
+  if name != MAIN:  # resuming is the same for all, and takes as long again
+    return
 
   # The same run, as if it had died after step 1.
   shutil.copytree(workdir, again)
   (again / "results.json").unlink(missing_ok=True)
-  (last,) = again.glob("checkpoints/2")
-  shutil.rmtree(last)
+  shutil.rmtree(again / "checkpoints" / "2")
   assert cli.main([*argv, str(again)]) == 0
   assert _curve(again) == curve
