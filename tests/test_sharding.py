@@ -45,13 +45,6 @@ MESHES = {
   "fsdp8": {"fsdp": 8},
   "data2-fsdp2-tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
-# The partitioner runs as ever; only LLVM works less hard on small programs.
-FAST = {
-  "xla_backend_optimization_level": 0,
-  "xla_llvm_disable_expensive_passes": True,
-}
-if jax.__version_info__ < (0, 11):
-  FAST["xla_cpu_use_fusion_emitters"] = False
 
 
 def make(sizes, devices=None, **task):
@@ -75,9 +68,7 @@ def host_batch():
 
 
 def compiled(run):
-  return run.step.lower(run.state_shapes, run.batch_shapes).compile(
-    compiler_options=FAST
-  )
+  return run.step.lower(run.state_shapes, run.batch_shapes).compile()
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +79,7 @@ def results():
     run = make(sizes)
     program = compiled(run)
     if first is None:
-      with run.layout.use():
-        init = run._init.jitted.lower().compile(compiler_options=FAST)
-      first = jax.device_get(init())
+      first = jax.device_get(run.init())
     state = jax.device_put(first, run.shardings)
     batch = jax.device_put(
       host_batch(), {k: v.sharding for k, v in run.batch_shapes.items()}
@@ -182,12 +171,12 @@ def test_control_without_constraints_both_are_found():
       run.shardings,
       {k: v.sharding for k, v in run.batch_shapes.items()},
     ),
-    out_shardings=(run.shardings.replace(ema=run.shardings.ema), None),
+    out_shardings=(run.shardings, None),
   )
   # JAX knows the mesh, but no layout is in use: constraints do nothing.
   with jax.set_mesh(run.layout.mesh):
     lowered = step.lower(run.state_shapes, run.batch_shapes)
-  text = lowered.compile(compiler_options=FAST).as_text()
+  text = lowered.compile().as_text()
   assert too_large(run, text)
   assert whole(run, text)
 
@@ -208,6 +197,7 @@ TPU = {
   "TPU_ACCELERATOR_TYPE": "v5litepod-16",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "XLA_FLAGS": "",  # the compiler at its best, not as in other tests
 }
 
 
