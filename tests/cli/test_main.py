@@ -1,5 +1,7 @@
 """The front door: dispatch, help, one-paragraph errors, exit codes, speed."""
 
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -116,3 +118,35 @@ def test_a_missing_config_is_told_within_a_second_without_jax():
   assert done.stderr.startswith("mmjax: --config = nope.py")
   # Measured 0.2 s; the bound leaves room for a machine that others use too.
   assert seconds < 2
+
+
+@pytest.mark.skipif(
+  platform.libc_ver()[0] != "glibc", reason="the setting is that of glibc"
+)
+@pytest.mark.parametrize(
+  "before, after",
+  [
+    (None, "glibc.malloc.hugetlb=1"),
+    ("glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+    ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+  ],
+)
+def test_the_command_runs_with_huge_pages_unless_told(before, after):
+  # The process of the command sees what its start left in the environment;
+  # its arguments and its exit code pass through.
+  code = (
+    "import os, sys; from mmjax import __main__ as m\n"
+    "m.cli.main = lambda: print(os.environ['GLIBC_TUNABLES']) or 7\n"
+    "m.main()"
+  )
+  environment = dict(os.environ)
+  environment.pop("GLIBC_TUNABLES", None)
+  if before is not None:
+    environment["GLIBC_TUNABLES"] = before
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    env=environment,
+  )
+  assert (done.returncode, done.stdout) == (7, after + "\n"), done.stderr
