@@ -21,7 +21,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """Returns the config of siglip.py with the vendor split."""
   c = siglip.get_config(arg)
   sources = [c.tokenizers.emoji.source, c.data.source]
-  sources += [e.data for e in c.evals.values() if "data" in e]
+  sources += [e.data for e in c.evals.values()]
+  sources += [c.evals.pixel_neighbour.train]
   for source in sources:
     if source.fold not in (0, 1, 2):
       raise ValueError(
@@ -29,4 +30,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "1 (twemoji), 2 (fluent)."
       )
     source.holdout = "vendor"
+  c.evals.pixel_neighbour.protocol = "vendor"
   return c

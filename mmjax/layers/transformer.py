@@ -115,7 +115,7 @@ class Stack(nn.Module):
   """Blocks one after the other; their parameters are stacked [depth ...].
 
   Attributes:
-    depth: number of blocks.
+    depth: number of blocks; 0 has no parameters and returns its input.
     heads, mlp, act, dropout, epsilon, dtype: of each `Block`.
     drop_path: rate of stochastic depth of the last block; it grows from 0
       linearly with depth.
@@ -150,6 +150,8 @@ class Stack(nn.Module):
     """
     if self.remat not in REMAT:
       raise errors.unknown("remat", self.remat, REMAT)
+    if not self.depth:
+      return x  # a scan of length 0 would make arrays of size 0
     block: Any = Block
     if self.remat != "none":
       # In a loop nothing can be merged across its boundary; unrolled, the

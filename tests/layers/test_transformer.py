@@ -47,6 +47,12 @@ def test_stack_is_its_blocks_in_turn(key, x):
   np.testing.assert_allclose(stack.apply(variables, x), want, atol=1e-5)
 
 
+def test_stack_of_depth_0_has_no_parameters(key, x):
+  y, variables = Stack(**(KW | dict(depth=0))).init_with_output(key, x)
+  assert variables == {}
+  assert y is x
+
+
 @pytest.fixture(scope="module")
 def plain():
   """Variables, tokens, and what the plain stack makes of them."""
