@@ -1,5 +1,6 @@
 """Multi-head attention as a layer: projections around the one door."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,73 @@ from mmjax import errors
 from mmjax.ops import attention as ops
 from mmjax.ops.masks import Mask
 from mmjax.parallel import rules
+
+
+class Projection(nn.Module):
+  """The kernel and the bias of a projection to heads.
+
+  Attributes:
+    heads: N.
+    head_dim: H.
+    axis: logical axis of the heads, or None where they are never split.
+    dtype: of what is returned; the parameters are float32.
+    use_bias: whether there is a bias.
+  """
+
+  heads: int
+  head_dim: int
+  axis: str | None
+  dtype: Any = jnp.float32
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the kernel [D N H], D = width, and the bias [N H] or None."""
+    shape = (self.heads, self.head_dim)
+    kernel = self.param(
+      "kernel",
+      rules.with_axes(_projection_init, ("embed", self.axis, "head_dim")),
+      (width, *shape),
+    ).astype(self.dtype)
+    if not self.use_bias:
+      return kernel, None
+    bias = self.param(
+      "bias",
+      rules.with_axes(nn.initializers.zeros, (self.axis, "head_dim")),
+      shape,
+    )
+    return kernel, bias.astype(self.dtype)
+
+
+def _projection_init(key, shape, dtype=jnp.float32):
+  # Fan-out is all heads: a projection is one matrix.
+  flat = (shape[0], shape[1] * shape[2])
+  return nn.initializers.xavier_uniform()(key, flat, dtype).reshape(shape)
+
+
+def project(
+  x: jax.Array,
+  weights: Sequence[tuple[jax.Array, jax.Array | None]],
+  axis: str | None,
+) -> list[jax.Array]:
+  """Projects x [B T D] by each kernel, in one matrix product for all.
+
+  Args:
+    x: tokens.
+    weights: kernels [D N H] and biases [N H] of one shape.
+    axis: logical axis of the heads.
+
+  Returns:
+    An array [B T N H] for each.
+  """
+  # Stacked on an axis of their own: the heads stay split as they are.
+  kernel = jnp.stack([kernel for kernel, _ in weights], axis=1)
+  y = jnp.einsum("btd,dpnh->btpnh", x.astype(kernel.dtype), kernel)
+  found = []
+  for i, (_, bias) in enumerate(weights):
+    part = y[:, :, i] if bias is None else y[:, :, i] + bias[None, None]
+    found.append(rules.constrain(part, "batch", "length", axis, "head_dim"))
+  return found
 
 
 class Attention(nn.Module):
@@ -59,14 +127,25 @@ class Attention(nn.Module):
         "change one of them or give head_dim."
       )
     head_dim = self.head_dim or width // self.heads
-    x_kv = x_q if x_kv is None else x_kv
 
     # With one key head there is nothing to split, and every query head may
     # still live on its own device.
     kv_name = "kv_heads" if kv_heads > 1 else None
-    q = self._project("query", x_q, self.heads, head_dim, "heads")
-    k = self._project("key", x_kv, kv_heads, head_dim, kv_name)
-    v = self._project("value", x_kv, kv_heads, head_dim, kv_name)
+    query, key, value = (
+      Projection(n, head_dim, axis, self.dtype, self.use_bias, name=name)
+      for name, n, axis in (
+        ("query", self.heads, "heads"),
+        ("key", kv_heads, kv_name),
+        ("value", kv_heads, kv_name),
+      )
+    )
+    if x_kv is None and kv_heads == self.heads:
+      q, k, v = project(x_q, [query(width), key(width), value(width)], "heads")
+    else:
+      x_kv = x_q if x_kv is None else x_kv
+      (q,) = project(x_q, [query(width)], "heads")
+      given = x_kv.shape[-1]
+      k, v = project(x_kv, [key(given), value(given)], kv_name)
     out = self._attend(q, k, v, mask, kv_name, deterministic)
 
     out = nn.DenseGeneral(
@@ -81,21 +160,6 @@ class Attention(nn.Module):
       name="out",
     )(out)
     return rules.constrain(out, "batch", "length", "embed")
-
-  def _project(
-    self, name: str, x: jax.Array, heads: int, head_dim: int, axis: str | None
-  ) -> jax.Array:
-    x = nn.DenseGeneral(
-      (heads, head_dim),
-      dtype=self.dtype,
-      use_bias=self.use_bias,
-      kernel_init=rules.with_axes(
-        nn.initializers.xavier_uniform(), ("embed", axis, "head_dim")
-      ),
-      bias_init=rules.with_axes(nn.initializers.zeros, (axis, "head_dim")),
-      name=name,
-    )(x)
-    return rules.constrain(x, "batch", "length", axis, "head_dim")
 
   def _attend(
     self,

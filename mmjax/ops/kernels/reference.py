@@ -43,29 +43,67 @@ def attend(
     scores = softcap * jnp.tanh(scores / softcap)
   if bias is not None:
     scores = scores + bias.astype(jnp.float32)
-  allowed = None
   if mask is not None:
-    allowed = masks.dense(mask, T, S)
-    scores = jnp.where(allowed, scores, -jnp.inf)
-  top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-  if allowed is not None or bias is not None:
-    # A row that sees nothing has the maximum -inf, and -inf - -inf is NaN.
-    top = jnp.where(jnp.isfinite(top), top, 0.0)
-  weights = jnp.exp(scores - top)
-  total = weights.sum(-1, keepdims=True)
-  if allowed is not None or bias is not None:
-    # Nothing seen: 0 / 1 = 0, with zero gradients.
-    total = jnp.where(total == 0.0, 1.0, total)
+    scores = jnp.where(masks.dense(mask, T, S), scores, -jnp.inf)
+  keep = None
   if dropout_rate > 0.0:
     keep = jax.vmap(
       jax.vmap(lambda key: jax.random.bernoulli(key, 1 - dropout_rate, (T, S)))
     )(dropout_keys)
-    weights = jnp.where(keep, weights / (1.0 - dropout_rate), 0.0)
-  weights = (weights / total).astype(v_BSKH.dtype)
-  out = jnp.einsum(
+    keep = jnp.where(keep, 1.0 / (1.0 - dropout_rate), 0.0)
+    keep = keep.reshape(B, K, N // K, T, S)
+  out = _mix(scores.reshape(B, K, N // K, T, S), v_BSKH, keep)
+  return out.reshape(B, T, N, v_BSKH.shape[-1]).astype(q_BTNH.dtype)
+
+
+@jax.custom_jvp
+def _mix(
+  scores: jax.Array, v_BSKH: jax.Array, keep: jax.Array | None
+) -> jax.Array:
+  """Computes (keep softmax(scores)) v, in float32 [B T K G H].
+
+  Its derivative is written by hand, so that the backward pass sums over H
+  numbers a query, output times gradient, where autodiff sums over S weights
+  ("FlashAttention", Dao et al. 2022, appendix B), and keeps one array of
+  T x S. It is a rule for tangents, which JAX transposes: both modes work.
+
+  Args:
+    scores: float32 [B K G T S]; -inf where a query may not look.
+    v_BSKH: values.
+    keep: None, or what weights are multiplied by, [B K G T S].
+  """
+  return _weighted(_weights(scores, keep)[1], v_BSKH)
+
+
+@_mix.defjvp
+def _mix_jvp(primals, tangents):
+  scores, v_BSKH, keep = primals
+  d_scores, d_v, _ = tangents
+  weights, kept = _weights(scores, keep)
+  out = _weighted(kept, v_BSKH)
+  shift_BTKG1 = jnp.einsum("BKGTS,BKGTS->BTKG", weights, d_scores)[..., None]
+  d_out = _weighted(kept * d_scores, v_BSKH) - shift_BTKG1 * out
+  return out, d_out + _weighted(kept, d_v)
+
+
+def _weights(
+  scores: jax.Array, keep: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns softmax(scores), and the same times keep."""
+  top = scores.max(-1, keepdims=True)
+  # A row that sees nothing has the maximum -inf, and -inf - -inf is NaN.
+  top = jnp.where(jnp.isfinite(top), top, 0.0)
+  weights = jnp.exp(scores - top)
+  total = weights.sum(-1, keepdims=True)
+  # Nothing seen: 0 / 1 = 0, with zero gradients.
+  weights = weights / jnp.where(total == 0.0, 1.0, total)
+  return weights, weights if keep is None else weights * keep
+
+
+def _weighted(weights: jax.Array, v_BSKH: jax.Array) -> jax.Array:
+  return jnp.einsum(
     "BKGTS,BSKH->BTKGH",
-    weights.reshape(B, K, N // K, T, S),
+    weights.astype(v_BSKH.dtype),
     v_BSKH,
     preferred_element_type=jnp.float32,
   )
-  return out.reshape(B, T, N, v_BSKH.shape[-1]).astype(q_BTNH.dtype)
