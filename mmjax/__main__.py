@@ -7,35 +7,43 @@ from collections.abc import Mapping
 
 from mmjax.cli import main as cli
 
-_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+# Pages of 2 MiB, and memory that was freed stays with the process.
+_TUNABLES = {
+  "glibc.malloc.hugetlb": "1",
+  "glibc.malloc.mmap_max": "0",
+  "glibc.malloc.trim_threshold": str(2**40),
+  "glibc.malloc.arena_max": "1",
+}
 
 
 def main() -> None:
   """Runs the command line and exits with its code."""
-  environment = with_huge_pages(os.environ)
+  environment = with_allocator(os.environ)
   if environment is not None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
   sys.exit(cli.main())
 
 
-def with_huge_pages(environment: Mapping[str, str]) -> dict[str, str] | None:
-  """Returns the environment in which memory comes in pages of 2 MiB.
+def with_allocator(environment: Mapping[str, str]) -> dict[str, str] | None:
+  """Returns the environment in which glibc keeps XLA's buffers at hand.
 
   XLA on CPU asks for its buffers anew at each step, half a gigabyte in the
-  main job, and the kernel hands them out in pages of 4 KiB: a third of the
-  step. The allocator of glibc takes this setting only from the environment
-  that a process starts with, so the command starts itself again.
+  main job, and gives them back after it. By default these are pages of 4 KiB
+  that the kernel clears each time: a third of the step. The allocator takes
+  its settings only from the environment that a process starts with, so the
+  command starts itself again.
 
   Returns:
-    None where nothing is to be done: the setting is there, was set otherwise
-    by the user, or the C library is another.
+    None where nothing is to be done: the user has set all of it, or the C
+    library is another.
   """
-  tunables = environment.get("GLIBC_TUNABLES", "")
-  if "glibc.malloc.hugetlb" in tunables or sys.platform != "linux":
+  given = environment.get("GLIBC_TUNABLES", "")
+  missing = [f"{k}={v}" for k, v in _TUNABLES.items() if k not in given]
+  if not missing or sys.platform != "linux":
     return None
   if platform.libc_ver()[0] != "glibc":
     return None
-  joined = f"{tunables}:{_HUGE_PAGES}" if tunables else _HUGE_PAGES
+  joined = ":".join([given, *missing] if given else missing)
   return {**environment, "GLIBC_TUNABLES": joined}
 
 

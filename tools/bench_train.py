@@ -6,17 +6,21 @@
 One step is forward, backward and the AdamW update of a classifier, in
 float32. Both programs get the same weights and the same batches, and must
 report the same losses, so that it is the same computation that is timed.
-They take turns, in rounds; the figures are medians over rounds. PyTorch is
-optional (`pip install torch==2.13.0`): without it only mmjax is timed.
+Each has a process of its own, as its users start it: mmjax with what the
+command `mmjax` sets for the allocator, PyTorch with nothing. They take turns,
+in rounds, the other one asleep; the figures are medians over rounds. PyTorch
+is optional (`pip install torch==2.13.0`): without it only mmjax is timed.
 """
 
 import argparse
 import dataclasses
+import importlib.util
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch_vit
 
+from mmjax import __main__ as command
 from mmjax import build, tree
 from mmjax.losses import classification
 from mmjax.parallel import mesh, rules
@@ -110,6 +115,10 @@ class Ours:
     noise = 0.02 * jax.random.normal(jax.random.key(1), head.shape)
     self.state.params["head"]["kernel"] = jax.device_put(noise, head.sharding)
 
+  def count(self) -> int:
+    """Returns the number of parameters."""
+    return tree.count(self.state.params)
+
   def weights(self) -> dict[str, np.ndarray]:
     """Returns the parameters by name."""
     return {k: np.array(v) for k, v in tree.items(self.state.params)}
@@ -153,6 +162,38 @@ class Theirs:
     return float(loss.detach())
 
 
+class Remote:
+  """A contestant, made by make(*args) in a process with an environment."""
+
+  def __init__(
+    self, make: Any, args: tuple[Any, ...], environment: Mapping[str, str]
+  ) -> None:
+    self.name = make.name
+    spawn = multiprocessing.get_context("spawn")
+    self._pipe, theirs = spawn.Pipe()
+    before = dict(os.environ)
+    os.environ.update(environment)  # a process inherits it when it starts
+    try:
+      spawn.Process(
+        target=_serve, args=(theirs, make, args), daemon=True
+      ).start()
+    finally:
+      os.environ.clear()
+      os.environ.update(before)
+
+  def call(self, method: str, *args: Any) -> Any:
+    """Calls a method of the contestant over there, and waits."""
+    self._pipe.send((method, args))
+    return self._pipe.recv()
+
+
+def _serve(pipe: Any, make: Any, args: tuple[Any, ...]) -> None:
+  contestant = make(*args)
+  while True:
+    method, given = pipe.recv()
+    pipe.send(getattr(contestant, method)(*given))
+
+
 def seconds(step: Callable[[], Any], steps: int) -> float:
   """Returns the seconds of one of `steps` calls in a row."""
   start = time.perf_counter()
@@ -191,26 +232,29 @@ def compare(
   Raises:
     SystemExit: parameter counts or losses differ.
   """
-  ours = Ours(sizes, scan)
-  count = tree.count(ours.state.params)
+  tuned = command.with_allocator(os.environ) or {}
+  ours = Remote(Ours, (sizes, scan), tuned)
+  count = ours.call("count")
   print(f"ViT-{sizes.variant}, {sizes.image} px, batch {sizes.batch}")
   print(f"parameters: {count:,}; CPUs: {len(os.sched_getaffinity(0))}")
-  contestants: list[Any] = [ours]
-  try:
-    contestants.append(Theirs(sizes, ours.weights()))
-  except ImportError:
+  contestants = [ours]
+  if importlib.util.find_spec("torch"):
+    contestants.append(Remote(Theirs, (sizes, ours.call("weights")), {}))
+  else:
     print("torch is missing (pip install torch==2.13.0): mmjax alone")
   batches = sizes.batches(3)
-  losses = {c.name: [c.step(b) for b in batches] for c in contestants}
+  losses = {c.name: [c.call("step", b) for b in batches] for c in contestants}
   for name, values in losses.items():
     print(f"first losses, {name}: {', '.join(f'{v:.5f}' for v in values)}")
   if len(contestants) == 2:
-    if contestants[1].count() != count:
-      raise SystemExit(f"torch has {contestants[1].count():,} parameters")
+    if (other := contestants[1].call("count")) != count:
+      raise SystemExit(f"torch has {other:,} parameters")
     if not np.allclose(losses["mmjax"], losses["torch"], rtol=1e-3):
       raise SystemExit("the losses differ: this is not the same computation")
   times = alternate(
-    {c.name: lambda c=c: c.step(batches[0]) for c in contestants}, rounds, steps
+    {c.name: lambda c=c: c.call("step", batches[0]) for c in contestants},
+    rounds,
+    steps,
   )
   found = {name: statistics.median(values) for name, values in times.items()}
   for name, values in times.items():
@@ -241,6 +285,7 @@ def host_time(path: str, steps: int) -> dict[str, float]:
   config = configs.load(path, [])
   warm = 5
   config.steps = warm + steps
+  config.optimizer.schedule.warmup = warm
   config.log_every = warm + steps
   config.evals = {}
   config.checkpoint.every = 10**9
@@ -300,5 +345,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  jnp.zeros(()).block_until_ready()
   main()

@@ -120,18 +120,26 @@ def test_a_missing_config_is_told_within_a_second_without_jax():
   assert seconds < 2
 
 
+BUT_ARENAS = (
+  "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
+  "glibc.malloc.trim_threshold=1099511627776"
+)
+ALL = f"{BUT_ARENAS}:glibc.malloc.arena_max=1"
+
+
 @pytest.mark.skipif(
   platform.libc_ver()[0] != "glibc", reason="the setting is that of glibc"
 )
 @pytest.mark.parametrize(
   "before, after",
   [
-    (None, "glibc.malloc.hugetlb=1"),
-    ("glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
-    ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    (None, ALL),
+    ("glibc.malloc.check=1", f"glibc.malloc.check=1:{ALL}"),
+    ("glibc.malloc.arena_max=9", f"glibc.malloc.arena_max=9:{BUT_ARENAS}"),
+    (ALL, ALL),
   ],
 )
-def test_the_command_runs_with_huge_pages_unless_told(before, after):
+def test_the_command_keeps_freed_memory_unless_told(before, after):
   # The process of the command sees what its start left in the environment;
   # its arguments and its exit code pass through.
   code = (
