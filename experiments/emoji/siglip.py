@@ -26,11 +26,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     locale=common.locale(words.locale),
     holdout="concept",
   )
-  length = 24
+  length = 48  # the longest name with its tags
 
   c = ml_collections.ConfigDict()
   c.seed = 0
-  c.steps = 850
+  c.steps = 1100
   c.batch_size = 128
   c.mesh = dict(data=-1, fsdp=1, tensor=1)
   c.dtype = "float32"
@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     workers=0,
   )
 
-  width, heads, dropout = 128, 4, 0.1
+  width, heads = 128, 4
   c.task = dict(
     name="contrastive",
     loss="sigmoid",
@@ -72,7 +72,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         patch=8,
         stem="conv",
         pool="gap",
-        dropout=dropout,
       ),
       text=dict(
         name="text_encoder",
@@ -83,7 +82,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         mlp=4 * width,
         length=length,
         pool="mean",
-        dropout=dropout,
+        dropout=0.1,
       ),
     ),
   )
@@ -107,7 +106,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       batch_size=200,
       ks=(1, 5, 10),
       average_over="vendor",
-      every=400,
+      every=500,
     ),
     pixel_neighbour=dict(
       name="pixel_neighbour",
@@ -120,7 +119,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     ),
   )
   c.log_every = 20
-  c.checkpoint = dict(every=400, keep=1)
+  c.checkpoint = dict(every=500, keep=1)
   c.nan = "stop"
 
   return _smoke(c) if words.smoke else c
