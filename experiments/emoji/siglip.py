@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     locale=common.locale(words.locale),
     holdout="concept",
   )
-  length = 48  # the longest name with its tags
+  length = 48  # whole captions, but for one in twenty
 
   c = ml_collections.ConfigDict()
   c.seed = 0
