@@ -6,6 +6,7 @@ process of their own, as a person would meet them.
 
 import errno
 import inspect
+import json
 import os
 import pathlib
 import re
@@ -153,6 +154,27 @@ def test_more_than_one_percent_corrupt_stops_the_run(
   assert code == 3, told
   assert "3 of 208 examples (1.4%) are corrupt" in told
   assert ", ".join(map(str, records)) in told
+
+
+def test_corrupt_images_of_the_evaluation(
+  capsys, tmp_path, monkeypatch, one_device
+):
+  build, broken = emoji.build, [5]
+
+  def damaged(*, split="train", **keywords):
+    made = build(split=split, **keywords)
+    return made if split == "train" else _Broken(made, broken)
+
+  damaged.__signature__ = inspect.signature(build)
+  monkeypatch.setattr(emoji, "build", damaged)
+  assert train(capsys, tmp_path / "one")[0] == 0
+  found = json.loads((tmp_path / "one" / "results.json").read_text())
+  counts = {k: v for k, v in found.items() if "corrupt" in k}
+  names = ("concepts", "groups", "pixel_neighbour")
+  assert counts == {f"{name}/corrupt_records": 1.0 for name in names}
+  broken += range(10, 30)
+  code, told = train(capsys, tmp_path / "many")
+  assert code == 3 and "are corrupt" in told and "numbers 5, 10, 11" in told
 
 
 def test_a_full_disk_at_save(capsys, tmp_path, monkeypatch, one_device):

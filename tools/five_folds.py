@@ -6,7 +6,8 @@
 
 Each fold is `mmjax train` in `workdir/fold_k`, in a process of its own. Run the
 same command again to go on after an interruption: finished folds are only
-read. Writes `folds.json` and `folds.md` into the workdir.
+read, and a fold of another config is refused before anything is trained.
+Writes `folds.json` and `folds.md` into the workdir.
 """
 
 import argparse
@@ -17,7 +18,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-RESULTS = "results.json"  # written by `mmjax train` when a run has ended
+from mmjax import errors
+from mmjax.cli import config as configs
+from mmjax.train import validate
+from mmjax.train import workdir as workdirs
+
+CONFIG = "config.json"  # written by `mmjax train` when a run begins
+RESULTS = "results.json"  # and when it has ended
 
 
 def with_fold(spec: str, fold: str) -> str:
@@ -27,13 +34,27 @@ def with_fold(spec: str, fold: str) -> str:
   return f"{path}:{words + ',' if words else ''}fold={fold}"
 
 
+def check(spec: str, workdir: pathlib.Path, overrides: Sequence[str]) -> None:
+  """Checks, as `mmjax train` will, that a fold's folder is of this config.
+
+  `mmjax train` itself is no cheap check of a fold that has ended: it restores
+  the state, compiles the towers and draws the gallery anew.
+
+  Raises:
+    InputError: it is of another config or other overrides; or a bad config.
+  """
+  given = [word.removeprefix("--config.") for word in overrides]
+  workdirs.check(workdir, validate.resolve(configs.load(spec, given)))
+
+
 def train(spec: str, workdir: pathlib.Path, overrides: Sequence[str]) -> None:
   """Runs one fold to its end, unless it has ended before.
 
   Raises:
     SystemExit: with the exit code of `mmjax train`, if it is not 0.
   """
-  if (workdir / RESULTS).is_file():
+  # Without its config nobody knows whose results they are.
+  if (workdir / RESULTS).is_file() and (workdir / CONFIG).is_file():
     print(f"{workdir}: done before")
     return
   command = [sys.executable, "-m", "mmjax", "train", "--config", spec]
@@ -88,9 +109,18 @@ def main(argv: Sequence[str] | None = None) -> int:
       parser.error(f"unknown argument {word!r}; overrides are --config.x=y")
   folds = args.folds.split(",")
   runs = {}
-  for fold in folds:
-    workdir = args.workdir / f"fold_{fold}"
-    train(with_fold(args.config, fold), workdir, overrides)
+  places = {
+    fold: (with_fold(args.config, fold), args.workdir / f"fold_{fold}")
+    for fold in folds
+  }
+  try:
+    for spec, workdir in places.values():
+      check(spec, workdir, overrides)
+  except errors.MmjaxError as error:
+    print(f"five_folds: {error}", file=sys.stderr)
+    return error.exit_code
+  for fold, (spec, workdir) in places.items():
+    train(spec, workdir, overrides)
     runs[fold] = json.loads((workdir / RESULTS).read_text())
   table = summary(runs)
   text = markdown(folds, table)

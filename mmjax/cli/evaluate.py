@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
 
   hosts.initialize()
   ready = setup.setup(config, workdir=str(folder))
-  with checkpoint.Checkpoints(folder / "checkpoints") as saved:
+  # The run may be alive: what it is just saving must not be cleaned away.
+  checkpoints = folder / "checkpoints"
+  with checkpoint.Checkpoints(checkpoints, read_only=True) as saved:
     step = saved.latest()
     # Moments are twice the size of the parameters, and of no use here.
     state = saved.restore(

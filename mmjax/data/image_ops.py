@@ -39,6 +39,9 @@ class CorruptRecord(errors.DataError):
   """One record that cannot be read; the pipeline replaces and counts it."""
 
 
+TOLERATED = 0.01  # part of the records that may be corrupt; more stop the run
+
+
 def _on_image(f: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Op:
   def op(example: Example, rng: np.random.Generator) -> Example:
     return {**example, "image": f(example["image"], rng)}

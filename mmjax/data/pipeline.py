@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from mmjax import errors
-from mmjax.data.image_ops import CorruptRecord
+from mmjax.data.image_ops import TOLERATED, CorruptRecord
 from mmjax.data.preprocess import Preprocess
 from mmjax.typing import Example, Source
 
@@ -186,7 +186,7 @@ class CorruptLedger:
     records: numbers of the corrupt records, each once.
   """
 
-  def __init__(self, tolerated: float = 0.01, at_least: int = 200):
+  def __init__(self, tolerated: float = TOLERATED, at_least: int = 200):
     """Starts at zero.
 
     Args:

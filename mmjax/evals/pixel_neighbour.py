@@ -31,8 +31,8 @@ from mmjax import errors
 from mmjax.build import build as build_plugin
 from mmjax.data import preprocess
 from mmjax.evals import ranking
-from mmjax.evals.embedding import image_row
-from mmjax.evals.retrieval import read
+from mmjax.evals.embedding import Examples
+from mmjax.evals.retrieval import Data, read
 from mmjax.parallel.rules import Layout
 from mmjax.typing import Source, Task
 
@@ -71,15 +71,23 @@ class PixelNeighbour:
     self._average_over, self._share_texts = average_over, share_texts
 
   def run(self, variables: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the metrics that `ranking.report` names."""
+    """Returns the metrics that `ranking.report` names.
+
+    `corrupt_records`, if there are any, counts those of both sources.
+    """
     del variables
     return dict(self._result)
 
   @functools.cached_property
   def _result(self) -> dict[str, float]:
-    known, _ = read(self._train, None, True)
-    pairs, groups = read(self._source, self._average_over, self._share_texts)
-    near_NR = -distances(self._pixels(self._source), self._pixels(self._train))
+    known, _, train = self._read(
+      self._train, None, True, field="evals.pixel_neighbour train"
+    )
+    pairs, groups, test = self._read(
+      self._source, self._average_over, self._share_texts
+    )
+    pixels_ND, pixels_RD = _pixels(test), _pixels(train)
+    near_NR = -distances(pixels_ND, pixels_RD)
     if self._protocol == "vendor":
       numbers = {text: i for i, text in enumerate(known.texts)}
       guides = [
@@ -97,22 +105,34 @@ class PixelNeighbour:
           [cosine_MU[np.ix_(texts, nearest[i])].max(axis=1) for i in images]
         )
 
-    return ranking.report(
+    found = ranking.report(
       pairs,
       groups,
       self._ks,
       to_text,
       lambda texts, images: _by_guides(near_NR, guides, images, texts).T,
     )
+    corrupt = sum(x.metrics.get("corrupt_records", 0.0) for x in (train, test))
+    return {**found, "corrupt_records": corrupt} if corrupt else found
 
-  def _pixels(self, source: Source) -> np.ndarray:
-    row = image_row(source, self._image_pp, self._seed)
-    rows = [row(i)["image"].reshape(-1) for i in range(len(source))]
-    if len({len(r) for r in rows}) > 1:
-      raise errors.InputError(
-        "evals.pixel_neighbour image_pp: images differ in size; add resize(32)."
-      )
-    return np.stack(rows)
+  def _read(self, source: Source, *arguments: Any, **keywords: Any) -> Data:
+    return read(
+      source,
+      self._image_pp,
+      self._seed,
+      *arguments,
+      keep_images=True,
+      **keywords,
+    )
+
+
+def _pixels(examples: Examples) -> np.ndarray:
+  rows = [image.reshape(-1) for image in examples.images]
+  if len({len(r) for r in rows}) > 1:
+    raise errors.InputError(
+      "evals.pixel_neighbour image_pp: images differ in size; add resize(32)."
+    )
+  return np.stack(rows)
 
 
 def _by_guides(

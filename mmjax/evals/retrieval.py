@@ -1,16 +1,22 @@
 """Retrieval between images and texts: R@k both ways."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax import errors
 from mmjax.build import build as build_plugin
 from mmjax.data import preprocess
 from mmjax.evals import ranking
-from mmjax.evals.embedding import Embedder, image_row, text_row
+from mmjax.evals.embedding import (
+  Embedder,
+  Examples,
+  Row,
+  image_row,
+  read_examples,
+  text_row,
+)
 from mmjax.parallel.rules import Layout
 from mmjax.typing import Source, Task
 
@@ -58,15 +64,23 @@ class Retrieval:
     self._text = Embedder(task.predict["text"], layout, batch_size)
 
   @functools.cached_property
-  def _data(self) -> tuple[ranking.Pairs, list[str] | None]:
-    """Returns the pairs of images and texts, and the group of each image."""
-    return read(self._source, self._average_over, self._share_texts)
+  def _data(self) -> "Data":
+    return read(
+      self._source,
+      self._image_pp,
+      self._seed,
+      self._average_over,
+      self._share_texts,
+    )
 
   def run(self, variables: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the metrics that `ranking.report` names."""
-    pairs, groups = self._data
+    """Returns the metrics that `ranking.report` names.
+
+    `corrupt_records` is among them if some images cannot be read.
+    """
+    pairs, groups, examples = self._data
     image_ND, text_MD = self._embed(variables)
-    return ranking.report(
+    found = ranking.report(
       pairs,
       groups,
       self._ks,
@@ -74,6 +88,7 @@ class Retrieval:
       lambda texts, images: text_MD[texts] @ image_ND[images].T,
       ranking.TOLERANCE,
     )
+    return {**found, **examples.metrics}
 
   def gallery(
     self, variables: Mapping[str, Any], n: int = 8
@@ -84,7 +99,7 @@ class Retrieval:
     from all groups in turn, and are the first texts of their images. A query
     is ranked within its group, as in the metrics.
     """
-    pairs, groups = self._data
+    pairs, groups, _ = self._data
     image_ND, text_MD = self._embed(variables)
     rng = np.random.default_rng(self._seed)
     parts = list(ranking.parts(pairs, groups).items())
@@ -107,8 +122,7 @@ class Retrieval:
   def _row(
     self, text: int, images: np.ndarray, scores: np.ndarray, group: str
   ) -> GalleryRow:
-    pairs, _ = self._data
-    row = image_row(self._source, self._image_pp, self._seed)
+    pairs, row = self._data.pairs, self._image_row()
     return GalleryRow(
       query=pairs.texts[text],
       images=[_as_uint8(row(int(i))["image"]) for i in images],
@@ -121,43 +135,65 @@ class Retrieval:
   def _embed(
     self, variables: Mapping[str, Any]
   ) -> tuple[np.ndarray, np.ndarray]:
-    texts = self._data[0].texts
+    texts = self._data.pairs.texts
     return (
       self._image(
-        variables,
-        len(self._source),
-        image_row(self._source, self._image_pp, self._seed),
+        variables, len(self._data.examples.numbers), self._image_row()
       ),
       self._text(
         variables, len(texts), text_row(texts, self._text_pp, self._seed)
       ),
     )
 
+  def _image_row(self) -> Callable[[int], Row]:
+    numbers = self._data.examples.numbers
+    return image_row(self._source, self._image_pp, self._seed, numbers)
+
+
+class Data(NamedTuple):
+  """Images and their texts, the group of each image, and what was read."""
+
+  pairs: ranking.Pairs
+  groups: list[str] | None
+  examples: Examples
+
 
 def read(
-  source: Source, average_over: str | None, share_texts: bool
-) -> tuple[ranking.Pairs, list[str] | None]:
-  """Reads the texts, and the group, of all examples of a source.
+  source: Source,
+  image_pp: preprocess.Preprocess,
+  seed: int,
+  average_over: str | None,
+  share_texts: bool,
+  *,
+  field: str = "evals data",
+  keep_images: bool = False,
+) -> Data:
+  """Reads the texts, and the group, of a source's examples.
+
+  Corrupt ones are left out, as `embedding.read_examples` says.
+
+  Args:
+    source: examples with `image` and `texts`.
+    image_pp, seed, field, keep_images: see `embedding.read_examples`.
+    average_over: key of the group, or None.
+    share_texts: see `ranking.pair`.
 
   Raises:
     InputError: no examples, or one without `texts` or the field that
       `average_over` names.
+    DataError: more than 1 % of the records are corrupt.
   """
-  if not len(source):
-    raise errors.InputError(
-      f"evals data = {source.name}: there are no examples; choose a split "
-      "that has some."
-    )
-  texts, groups = [], []
-  for i in range(len(source)):
-    example = source[i]
-    for field, key in (("texts", "texts"), ("average_over", average_over)):
-      if key is not None and key not in example:
-        raise errors.unknown(f"evals {field}", key, example)
-    texts.append(list(example["texts"]))
-    if average_over is not None:
-      groups.append(str(example[average_over]))
-  return ranking.pair(texts, share_texts), groups or None
+  keys = {"evals texts": "texts"}
+  if average_over is not None:
+    keys["evals average_over"] = average_over
+  examples = read_examples(
+    source, image_pp, seed, keys, field=field, keep_images=keep_images
+  )
+  texts = [list(own) for own in examples.columns["texts"]]
+  groups = None
+  if average_over is not None:
+    groups = [str(g) for g in examples.columns[average_over]]
+  return Data(ranking.pair(texts, share_texts), groups, examples)
 
 
 def _as_uint8(image: np.ndarray) -> np.ndarray:

@@ -10,7 +10,13 @@ from mmjax import errors
 from mmjax.build import build as build_plugin
 from mmjax.data import preprocess
 from mmjax.evals import ranking
-from mmjax.evals.embedding import Embedder, image_row, text_row
+from mmjax.evals.embedding import (
+  Embedder,
+  Examples,
+  image_row,
+  read_examples,
+  text_row,
+)
 from mmjax.parallel.rules import Layout
 from mmjax.typing import Source, Task
 
@@ -64,27 +70,23 @@ class ZeroShot:
     self._text = Embedder(task.predict["text"], layout, batch_size)
 
   @functools.cached_property
-  def _data(self) -> tuple[list[str], np.ndarray]:
-    """Returns the class names and the class number of each example."""
-    values = []
-    for i in range(len(self._source)):
-      example = self._source[i]
-      if self._label not in example:
-        raise errors.unknown("evals.zero_shot label", self._label, example)
-      values.append(example[self._label])
-    if not values:
-      raise errors.InputError(
-        f"evals.zero_shot data = {self._source.name}: there are no examples; "
-        "choose a split that has some."
-      )
+  def _data(self) -> tuple[list[str], np.ndarray, Examples]:
+    """Returns the class names, the class number of each example, and more."""
+    found = read_examples(
+      self._source,
+      self._image_pp,
+      self._seed,
+      {"evals.zero_shot label": self._label},
+      field="evals.zero_shot data",
+    )
+    values = found.columns[self._label]
     if self._classes is None:
       names = sorted({str(v) for v in values})
-      labels = [names.index(str(v)) for v in values]
-      return [n.replace("-", " ").replace("_", " ") for n in names], np.array(
-        labels
-      )
+      labels = np.array([names.index(str(v)) for v in values])
+      names = [n.replace("-", " ").replace("_", " ") for n in names]
+      return names, labels, found
     names = list(self._classes)
-    return names, np.array([self._number(v, names) for v in values])
+    return names, np.array([self._number(v, names) for v in values]), found
 
   def _number(self, value: Any, names: list[str]) -> int:
     if isinstance(value, (int, np.integer)):
@@ -100,9 +102,9 @@ class ZeroShot:
 
   def run(self, variables: Mapping[str, Any]) -> dict[str, float]:
     """Returns the metrics that `build` names."""
-    names, labels = self._data
+    names, labels, examples = self._data
     weights_CD = self._weights(variables, names)
-    row = image_row(self._source, self._image_pp, self._seed)
+    row = image_row(self._source, self._image_pp, self._seed, examples.numbers)
     image_ND = self._image(variables, len(labels), row)
     scores_NC = image_ND @ weights_CD.T
     right_NC = labels[:, None] == np.arange(len(names))
@@ -115,7 +117,7 @@ class ZeroShot:
       found[f"top{k}"] = float(hits.mean())
       found[f"mean_per_class/top{k}"] = float(np.mean(by_class))
       found[f"chance/top{k}"] = min(k / len(names), 1.0)
-    return found
+    return {**found, **examples.metrics}
 
   def _weights(
     self, variables: Mapping[str, Any], names: Sequence[str]
@@ -152,8 +154,8 @@ def build(
   A class is the mean of the normalised embeddings of its name in each
   template, normalised again; an image belongs to the class of the highest
   cosine. Metrics: `top1`, `top5` (over images), `mean_per_class/top1` (mean
-  over the classes that occur) and `chance/top1`. Ties count as in
-  `ranking.py`.
+  over the classes that occur) and `chance/top1`; `corrupt_records` too if
+  some images cannot be read. Ties count as in `ranking.py`.
 
   Args:
     task: has predict functions "image" and "text", both to [B D].

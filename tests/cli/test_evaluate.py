@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -20,12 +21,17 @@ def test_newest_checkpoint_gives_the_numbers_of_the_training(tmp_path, capsys):
     if row.get("kind") == "eval":
       trained.update(row)
   capsys.readouterr()
+  # What the run, were it alive, would just be saving.
+  half = workdir / "checkpoints" / "3.orbax-checkpoint-tmp"
+  shutil.copytree(workdir / "checkpoints" / "2", half)
+  before = sorted(workdir.rglob("*"))
   argv = ["evaluate", "--config", SMOKE, "--workdir", str(workdir)]
   assert cli.main([*argv, "--json", str(out)]) == 0
   found = json.loads(out.read_text())
   assert found and found == {k: trained[k] for k in found}
   text = capsys.readouterr().out
   assert text.startswith("step 2\n") and all(name in text for name in found)
+  assert half.is_dir() and sorted(workdir.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

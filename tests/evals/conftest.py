@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax.data.image_ops import CorruptRecord
 from mmjax.parallel import mesh, rules
 
 
@@ -26,6 +27,25 @@ class ListSource:
     return self.examples[index]
 
 
+class Damaged(ListSource):
+  """A list of which some examples have bytes that are no image."""
+
+  def __init__(self, examples, broken):
+    super().__init__(examples)
+    self.broken = set(broken)
+
+  def __getitem__(self, index):
+    example = super().__getitem__(index)
+    return {**example, "image": b"RIFF"} if index in self.broken else example
+
+
+def _image(example, rng):
+  """A preprocessing of images that decodes nothing, and refuses bytes."""
+  if isinstance(example["image"], bytes):
+    raise CorruptRecord(f"image = {example['image']!r}: remove the record.")
+  return {"image": example["image"]}
+
+
 def _codes(example, rng):
   """A preprocessing of texts: code points, zero-padded."""
   codes = np.zeros(12, np.int32)
@@ -35,7 +55,7 @@ def _codes(example, rng):
 
 @pytest.fixture
 def house():
-  """Namespace: ListSource, task, text_pp, image_pp, layout(axes).
+  """Namespace: ListSource, Damaged, task, text_pp, image_pp, layout(axes).
 
   The task embeds an image [D] linearly, by variables["matrix"], and a text
   that spells a number as that row of variables["texts"].
@@ -57,10 +77,11 @@ def house():
 
   return types.SimpleNamespace(
     ListSource=ListSource,
+    Damaged=Damaged,
     task=types.SimpleNamespace(
       predict={"image": embed_image, "text": embed_text}
     ),
     text_pp=_codes,
-    image_pp=lambda example, rng: {"image": example["image"]},
+    image_pp=_image,
     layout=layout,
   )

@@ -153,6 +153,30 @@ def test_tfidf_by_hand():
   )
 
 
+@pytest.mark.parametrize("protocol", pixel_neighbour.PROTOCOLS)
+def test_corrupt_records_are_left_out_and_counted(house, protocol):
+  rng = np.random.default_rng(0)
+  rows = [
+    (tuple(rng.integers(0, 256, 3)), f"{'abcdefgh'[i % 8]} {i}")
+    for i in range(110)
+  ]
+  whole = source(house, *rows).examples
+
+  def without(i):
+    return house.ListSource(whole[:i] + whole[i + 1 :])
+
+  def damaged(*broken):
+    return house.Damaged(whole, broken)
+
+  got = run(house, damaged(3), damaged(9), protocol)
+  assert got.pop("corrupt_records") == 2.0
+  assert got == run(house, without(3), without(9), protocol)
+  with pytest.raises(errors.DataError, match=r"neighbour train .*numbers 3, 8"):
+    run(house, damaged(3, 8), damaged(), protocol)
+  with pytest.raises(errors.DataError, match=r"evals data .*numbers 3, 8"):
+    run(house, damaged(), damaged(3, 8), protocol)
+
+
 def test_bad_input(house):
   train, test = source(house, ((1, 2), "a")), source(house, ((1, 2), "a"))
   with pytest.raises(errors.InputError, match="Did you mean 'concept'"):

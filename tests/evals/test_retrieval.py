@@ -113,6 +113,40 @@ def test_gallery_shows_what_is_measured(case):
   assert len(make().gallery(variables, 1000)) == N
 
 
+def test_a_corrupt_record_is_no_query_and_no_candidate(house):
+  rng = np.random.default_rng(3)
+  count, bad = 110, 4
+  image = rng.normal(size=(count, D)).astype(np.float32)
+  texts = (image + rng.normal(size=image.shape)).astype(np.float32)
+  # The task's texts spell numbers below 100; the others share text 99.
+  examples = [
+    {"image": x, "texts": [str(min(i, 99))]} for i, x in enumerate(image)
+  ]
+
+  def make(source):
+    return retrieval.Retrieval(
+      source,
+      house.task,
+      house.layout(),
+      house.image_pp,
+      house.text_pp,
+      ks=(1, 5),
+    )
+
+  variables = {"matrix": np.eye(D, dtype=np.float32), "texts": texts}
+  damaged = make(house.Damaged(examples, [bad]))
+  rest = make(house.ListSource(examples[:bad] + examples[bad + 1 :]))
+  got, want = damaged.run(variables), rest.run(variables)
+  assert got.pop("corrupt_records") == 1.0 and "corrupt_records" not in want
+  assert got == want
+  rows = [x.gallery(variables, 200) for x in (damaged, rest)]
+  for one, other in zip(*rows, strict=True):
+    assert (one.query, one.hits) == (other.query, other.hits)
+    np.testing.assert_array_equal(one.images, other.images)
+  with pytest.raises(errors.DataError, match="numbers 4, 5"):
+    make(house.Damaged(examples, [4, 5])).run(variables)
+
+
 def test_queries_do_not_depend_on_the_model(case):
   make, variables, _ = case
   worse = {**variables, "texts": -variables["texts"]}

@@ -83,6 +83,35 @@ def test_classes_by_list_field_or_number(case):
   assert make({"data": 1}, batch_size=2).run(variables) == want
 
 
+def test_corrupt_records_are_left_out_and_counted(house):
+  rng = np.random.default_rng(0)
+  examples = [
+    {"image": x, "kind": "012"[i % 3]}
+    for i, x in enumerate(rng.normal(size=(120, D)).astype(np.float32))
+  ]
+  variables = {
+    "matrix": np.eye(D, dtype=np.float32),
+    "texts": rng.normal(size=(30, D)).astype(np.float32),
+  }
+
+  def run(source):
+    return zero_shot.ZeroShot(
+      source,
+      house.task,
+      house.layout(),
+      house.image_pp,
+      house.text_pp,
+      label="kind",
+      ks=(1,),
+    ).run(variables)
+
+  got = run(house.Damaged(examples, [7]))
+  assert got.pop("corrupt_records") == 1.0
+  assert got == run(house.ListSource(examples[:7] + examples[8:]))
+  with pytest.raises(errors.DataError, match=r"zero_shot data .*numbers 7, 9"):
+    run(house.Damaged(examples, [7, 9]))
+
+
 @pytest.mark.parametrize(
   ("keywords", "word"),
   [
