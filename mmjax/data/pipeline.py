@@ -130,8 +130,10 @@ def batches(
   data = data.random_map(
     _Draw(list(sources), list(preprocess)), seed=_seed(seed, len(sources))
   )
-  data = data[process_index::process_count]
+  # Blocks of rows are dealt out, not single rows, so that row i of the global
+  # batch, and what dropout takes from it, does not depend on who reads it.
   data = data.batch(global_batch // process_count, batch_fn=_stack)
+  data = data[process_index::process_count]
   # Threads would only fight with the step for the interpreter.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   result = data[start_step:].to_iter_dataset(options)
