@@ -14,6 +14,7 @@ import pytest
 from mmjax import errors, tree
 from mmjax.train import checkpoint
 
+ROOT = pathlib.Path(__file__).parents[1]
 TINY = pathlib.Path(__file__).parent / "train" / "tiny_run.py"
 spec = importlib.util.spec_from_file_location("tiny_run", TINY)
 tiny = importlib.util.module_from_spec(spec)
@@ -63,6 +64,57 @@ def test_killed_at_random_steps_and_rerun_is_bitwise_the_same(
     assert code == -9, said
   tiny.fit(tiny.config(), tmp_path)
   assert tiny.rows(tmp_path) == uninterrupted
+
+
+STEPS = 12
+MAIN = (
+  *("-m", "mmjax", "train"),
+  *("--config", "experiments/emoji/siglip.py:smoke"),
+  *(f"--config.steps={STEPS}", "--config.checkpoint.every=3"),
+  "--config.evals.concepts.every=6",
+)
+
+
+def command(workdir, kill_at=None):
+  """Runs the main job's command; returns (exit code, what it said).
+
+  SIGKILL as soon as it has told of step `kill_at`.
+  """
+  with subprocess.Popen(
+    [sys.executable, *MAIN, "--workdir", str(workdir)],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  ) as process:
+    said = []
+    for line in process.stdout:
+      said.append(line)
+      if line.startswith(f"step {kill_at}/{STEPS} "):
+        process.kill()
+  return process.returncode, "".join(said)
+
+
+@pytest.mark.slow
+def test_the_command_killed_at_any_step_and_rerun_is_bitwise_the_same(tmp_path):
+  code, said = command(tmp_path / "whole")
+  assert code == 0, said
+  step = random.SystemRandom().randrange(1, STEPS)
+  code, said = command(tmp_path / "killed", kill_at=step)
+  assert code == -9, f"to be killed at step {step}: {said}"
+  code, said = command(tmp_path / "killed")
+  assert code == 0, f"killed at step {step}: {said}"
+
+  whole, killed = (tiny.rows(tmp_path / x) for x in ("whole", "killed"))
+  assert [r["step"] for r in whole if r["kind"] == "train"] == [
+    *range(1, STEPS + 1)
+  ]
+  assert killed == whole, f"killed at step {step}"
+  results = [
+    (tmp_path / x / "results.json").read_bytes() for x in ("whole", "killed")
+  ]
+  assert results[0] == results[1], f"killed at step {step}"
 
 
 def test_sigterm_saves_and_exits_75(uninterrupted, tmp_path):

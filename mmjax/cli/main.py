@@ -41,6 +41,7 @@ The same command, run again, goes on where the run stopped.
 exit codes
   0 done    2 bad input    3 bad data    4 diverged    5 storage
   75 preempted after saving: run the same command again
+  130 interrupted by Ctrl-C before training began, or by a second one
   1 a bug of mmjax (the traceback is the report)
 
 `mmjax <command> --help` lists the arguments of one command.

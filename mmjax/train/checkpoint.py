@@ -214,10 +214,10 @@ class _Readable:
 
   def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
     if isinstance(error, OSError | ValueError | KeyError):
+      reason, *_ = str(error).strip().splitlines() or [type(error).__name__]
       raise errors.StorageError(
-        f"{self.path}: the checkpoint cannot be read "
-        f"({str(error).strip().splitlines()[0][:200] or type(error).__name__})"
-        "; delete this folder to go on from an older one."
+        f"{self.path}: the checkpoint cannot be read ({reason[:200]}); delete "
+        "this folder to go on from an older one."
       ) from error
 
 

@@ -1,6 +1,7 @@
 """What a run reads: the tokenizers, sources and preprocessing of a config."""
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from mmjax import errors
 from mmjax.build import build
 from mmjax.data import feed, pipeline, preprocess, tokenizers
 from mmjax.parallel import hosts, rules
+from mmjax.train import resilience
+from mmjax.train import workdir as workdirs
 from mmjax.typing import Source
 
 
@@ -45,10 +48,12 @@ def build_tokenizers(
   Args:
     specs: {name: {kind, source, ...keywords of `tokenizers.build`}}.
     data: `config.data`, for its sources.
-    workdir: of the run; tokenizers/<name>.model in it.
+    workdir: of the run; tokenizers/<name>.model in it, and beside it
+      <name>.json, what it was trained with.
 
   Raises:
     InputError: as `tokenizers.build`.
+    StorageError: the workdir cannot be written.
   """
   return {
     name: _tokenizer(name, dict(spec), data, workdir)
@@ -66,8 +71,9 @@ def _tokenizer(
   if spec.get("kind") != "sentencepiece" or spec.get("path") is not None:
     return tokenizers.build(**spec)
 
+  sources = [own] if own else [e["source"] for e in entries(data).values()]
+
   def train() -> Any:
-    sources = [own] if own else [e["source"] for e in entries(data).values()]
     built = [build("data.sources", **source) for source in sources]
     found = (text for source in built for text in texts(source))
     return tokenizers.build(**spec, texts=found)
@@ -75,14 +81,37 @@ def _tokenizer(
   if workdir is None:
     return train()
   path = pathlib.Path(workdir) / "tokenizers" / f"{name}.model"
-  if hosts.is_lead() and not path.exists():
+  recipe = json.dumps({**spec, "sources": sources}, indent=2, sort_keys=True)
+  if hosts.is_lead() and not _is_kept(path, recipe):
+    beside = path.with_suffix(".json")
+    with resilience.storage(path):  # before the work: it may be in vain
+      path.parent.mkdir(parents=True, exist_ok=True)
+      beside.unlink(missing_ok=True)
     trained = train()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Whoever is killed while writing leaves no half of a model behind.
-    trained.save(path.with_suffix(".partial"))
-    path.with_suffix(".partial").replace(path)
+    with resilience.storage(path):
+      # Whoever is killed while writing leaves no half of a model behind, and
+      # no recipe beside the model of another.
+      trained.save(path.with_suffix(".partial"))
+      path.with_suffix(".partial").replace(path)
+      workdirs.write_atomically(beside, recipe)
   hosts.barrier(f"tokenizer {name}")
   return tokenizers.build(kind="sentencepiece", path=str(path))
+
+
+def _is_kept(path: pathlib.Path, recipe: str) -> bool:
+  """Is there a model, and was it trained with this recipe?
+
+  A run that fails in its setup leaves a model in a folder that is nobody's
+  yet; the next config there may be another. Once the folder has a config, the
+  model belongs to the checkpoints and is never trained anew: `workdir.check`
+  refuses a run with another tokenizer, and evaluating changes nothing.
+  """
+  if not os.path.exists(path):
+    return False
+  if os.path.exists(path.parents[1] / "config.json"):
+    return True
+  beside = path.with_suffix(".json")
+  return os.path.exists(beside) and beside.read_text() == recipe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmjax import errors
+from mmjax.parallel import hosts
 from mmjax.train import cadence, pictures, report, throughput
 from mmjax.train import workdir as workdirs
 from mmjax.train.checkpoint import Checkpoints
@@ -81,6 +83,8 @@ def train(
     # The run is closed to new batches before the log is: workers stop first.
     feed = stack.enter_context(_feed(run, step)) if step < steps else iter(())
     meter = _meter(run, batch_size)
+    if meter.flops and step < steps:
+      log.say(throughput.FORMULA)
     pending = Pending()
     # One step runs while Python prepares the next. Several CPU devices in one
     # process share threads, and two steps with collectives can starve there.
@@ -141,6 +145,7 @@ def train(
           last_good = step
       if signal and step < steps:
         saved.wait()
+        _tell_corrupt(run, log, start)
         raise errors.Preempted(
           f"{signal} at step {step} of {steps}: the state is saved in "
           f"{saved.folder}; run the same command again to go on."
@@ -156,7 +161,7 @@ def train(
     log.end_progress()
     found = results(log.rows, steps)
     gallery = pictures.collect(evaluators, state.variables())
-    _tell_corrupt(run, log)
+    _tell_corrupt(run, log, start)
     if jax.process_index() == 0:
       report.write(folder, found, config["evals"], log)
       pictures.write(folder, log, gallery)
@@ -195,10 +200,24 @@ def _meter(run: Run, batch_size: int) -> throughput.Meter:
   return throughput.Meter(batch_size, 3 * flops, mesh.size, peak)
 
 
-def _tell_corrupt(run: Run, log: Log) -> None:
+def _tell_corrupt(run: Run, log: Log, start: int, shown: int = 10) -> None:
+  """Says what was corrupt since the run began or was resumed; all processes."""
   ledger = getattr(run.input, "ledger", None)
-  if ledger and ledger.corrupt:
+  if ledger is None:
+    return
+  # Each process reads its own part of the data. All send arrays of one shape.
+  own = sorted(ledger.records)[:shown]
+  told = hosts.allgather(
+    {
+      "counts": np.asarray([ledger.corrupt, ledger.draws], np.int32),
+      "records": np.asarray(own + [-1] * (shown - len(own)), np.int32),
+    }
+  )
+  corrupt, draws = told["counts"].sum(axis=0, dtype=np.int64).tolist()
+  if corrupt:
+    records = sorted({*told["records"].ravel().tolist()} - {-1})[:shown]
+    since = f" since step {start}" if start else ""
     log.say(
-      f"data: {ledger.corrupt} of {ledger.draws} examples were corrupt and "
-      f"replaced by others; their records: {sorted(ledger.records)[:10]}"
+      f"data: {corrupt} of {draws} examples{since} were corrupt and replaced "
+      f"by others; their records: {records}"
     )

@@ -1,6 +1,7 @@
 """Metrics on their way from the device to file, TensorBoard and screen."""
 
 import collections
+import contextlib
 import json
 import math
 import pathlib
@@ -13,6 +14,7 @@ import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from mmjax import errors
 from mmjax.parallel import hosts
 from mmjax.train import resilience
 
@@ -147,12 +149,18 @@ class Log:
       )
     return self
 
-  def __exit__(self, *_: Any) -> None:
+  def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
     self.end_progress()
-    if self._file:
-      self._file.close()
-    if self._board:
-      self._board.close()
+    try:
+      # Closing writes what is left, and fails once more on a full disk.
+      with resilience.storage(self._path), contextlib.ExitStack() as stack:
+        if self._board:
+          stack.callback(_close_board, self._board)
+        if self._file:
+          stack.callback(self._file.close)
+    except errors.StorageError:
+      if error is None:  # what ended the run says more than its echo
+        raise
 
   def end_progress(self) -> None:
     """Takes the progress bar away, before a table is printed."""
@@ -167,6 +175,9 @@ class Log:
       return
     with resilience.storage(self._path):
       self._file.write(_line(row))
+      # At once, so that a full disk shows here: the board writes in a thread
+      # that dies of it without a word, and then blocks who adds to its queue.
+      self._file.flush()
       for key, value in row.items():
         if key not in ("step", "kind") and value is not None:
           self._board.add_scalar(key, value, row["step"])
@@ -204,17 +215,39 @@ class Log:
       self.say(f"step {row['step']}/{self._steps}  {note}")
 
   def note(self, row: Row) -> str:
-    """Returns "loss 1.234  0.120 s/step  533 examples/s  ..."."""
+    """Returns "loss 1.234  0.120 s/step  533 examples/s  ...".
+
+    Examples/s/chip are shown where there is more than one chip.
+    """
     parts = [f"loss {row['loss']:.4f}"] if "loss" in row else []
     if "time/step_s" in row:
       parts.append(f"{row['time/step_s']:.3f} s/step")
       parts.append(f"{row['time/examples_per_s']:.0f} examples/s")
+      chip = row.get("time/examples_per_s_per_chip")
+      if chip is not None and chip != row["time/examples_per_s"]:
+        parts.append(f"{chip:.1f} examples/s/chip")
       mfu = row.get("time/mfu")
       parts.append(f"MFU {mfu:.1%}" if mfu else "MFU n/a")
       parts.append(f"host {row['time/host_share']:.1%}")
       left = int(row["time/step_s"] * (self._steps - row["step"]))
       parts.append(f"left {left // 60}:{left % 60:02d}")
     return "  ".join(parts)
+
+
+def _close_board(board: Any) -> None:
+  events = board.file_writer.event_writer
+  try:
+    board.close()
+  except OSError:
+    # tensorboardX leaves its thread running then, and closes once more at
+    # exit: two tracebacks after the paragraph that says it all, or a hang if
+    # the thread is dead and its queue full.
+    writer = events._ev_writer
+    writer.write_event = writer.flush = writer.close = lambda *_: None
+    if events._worker.is_alive():
+      events.close()
+    events.close = lambda: None
+    raise
 
 
 def results(rows: list[Row], step: int) -> dict[str, float]:

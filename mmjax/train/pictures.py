@@ -98,7 +98,11 @@ def _draw_loss(axis: Any, rows: Sequence[Row]) -> None:
   points = [
     (row["step"], row["loss"])
     for row in rows
-    if row.get("kind") == "train" and row.get("loss") is not None
+    if row.get("kind") == "train"
+    and row.get("loss") is not None
+    # nan = "skip" leaves bad steps in the rows; one would blank the mean of
+    # all that follow.
+    and np.isfinite(row["loss"])
   ]
   axis.set_title("training loss")
   axis.set_xlabel("step")

@@ -133,7 +133,7 @@ def size(n: float) -> str:
 
 def free_bytes(path: pathlib.Path) -> int:
   """Returns the free bytes of the disk on which path lies or would lie."""
-  while not path.exists():
+  while not os.path.exists(path):  # never raises, whatever is in the way
     path = path.parent
   return shutil.disk_usage(path).free
 

@@ -55,7 +55,7 @@ def resolve(config: Any) -> dict[str, Any]:
         f"config.{name} = {c[name]!r}: it must be a dict of keywords."
       )
   for name in ("steps", "batch_size"):
-    _positive(name, c[name])
+    _whole(name, c[name], 1)
   if isinstance(c["seed"], bool) or not isinstance(c["seed"], int):
     raise errors.InputError(
       f"config.seed = {c['seed']!r}: it must be a whole number, such as 0."
@@ -67,7 +67,7 @@ def resolve(config: Any) -> dict[str, Any]:
     if name not in _CHECKPOINT:
       raise errors.unknown("config.checkpoint", name, _CHECKPOINT)
   c["checkpoint"] = {**_CHECKPOINT, **c["checkpoint"]}
-  _positive("checkpoint.keep", c["checkpoint"]["keep"])
+  _whole("checkpoint.keep", c["checkpoint"]["keep"], 1)
   cadence.parse(c["log_every"], "log_every")
   cadence.parse(c["checkpoint"]["every"], "checkpoint.every")
   if "lr" not in c["optimizer"]:
@@ -79,10 +79,11 @@ def resolve(config: Any) -> dict[str, Any]:
   return c
 
 
-def _positive(name: str, value: Any) -> None:
-  if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _whole(name: str, value: Any, least: int) -> None:
+  if isinstance(value, bool) or not isinstance(value, int) or value < least:
     raise errors.InputError(
-      f"config.{name} = {value!r}: it must be a whole number of at least 1."
+      f"config.{name} = {value!r}: it must be a whole number of at least "
+      f"{least}."
     )
 
 
@@ -137,13 +138,15 @@ def check_data(data: Mapping[str, Any]) -> None:
   `mix` is {name: {source, pp, weight}}.
 
   Raises:
-    InputError: unknown or missing field, unknown source or keyword of one.
+    InputError: unknown or missing field, unknown source or keyword of one,
+      or a number of workers that cannot be.
   """
   if "mix" in data:
     _check_fields("data", data, ("mix",), ("workers",))
     required, optional = ("source", "pp"), ("weight",)
   else:
     required, optional = ("source", "pp"), ("workers",)
+  _whole("data.workers", data.get("workers", 0), 0)
   for field, entry in inputs.entries(data).items():
     _check_fields(field, entry, required, optional)
     _check("data.sources", f"{field}.source", entry["source"])

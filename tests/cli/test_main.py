@@ -42,7 +42,7 @@ def test_help_names_every_command_and_exit_code(capsys, argv):
   code, out, err = run(capsys, *argv)
   assert code == 0 and not err
   assert all(name in out for name in cli.COMMANDS)
-  assert "75 preempted" in out
+  assert "75 preempted" in out and "130 interrupted" in out
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

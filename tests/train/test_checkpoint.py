@@ -181,6 +181,23 @@ def test_a_damaged_checkpoint_says_so(tmp_path, layout):
     saved.restore(shapes(state(layout)))
 
 
+@pytest.mark.parametrize(
+  "text, says", [("", "KeyError"), (" \n", "KeyError"), ("a\nb", "a")]
+)
+def test_a_reason_is_one_line_or_a_name(tmp_path, text, says):
+  class Wordy(KeyError):
+    def __str__(self):
+      return text
+
+  Wordy.__name__ = "KeyError"
+  with (
+    pytest.raises(errors.StorageError) as caught,
+    checkpoint._Readable(tmp_path),
+  ):
+    raise Wordy
+  assert f"cannot be read ({says}); delete" in str(caught.value)
+
+
 def test_too_little_space_is_found_before_the_run(
   tmp_path, layout, monkeypatch
 ):

@@ -32,7 +32,7 @@ def test_trained_on_training_texts_and_kept(tmp_path, monkeypatch, tokenizers):
   want = [t for i in range(len(source)) for t in source[i]["texts"]]
   assert seen == want
   file = tmp_path / "tokenizers" / "t.model"
-  assert [p.name for p in file.parent.iterdir()] == ["t.model"]
+  assert {p.name for p in file.parent.iterdir()} == {"t.model", "t.json"}
 
   # Resume: the file is read, nothing is trained; the ids are the same.
   seen.clear()
@@ -41,6 +41,37 @@ def test_trained_on_training_texts_and_kept(tmp_path, monkeypatch, tokenizers):
   for text in ("grinning face", "flag: Japan"):
     assert first.encode(text) == again.encode(text)
     assert first.encode(text) == tokenizers["t"].encode(text)
+
+
+def test_a_model_of_another_config_is_not_taken(tmp_path):
+  """A run that failed in its setup has left one, and no config.json."""
+  large = inputs.build_tokenizers(SPEC, DATA, tmp_path)["t"]
+  assert large.vocab_size == 300
+  spec = {"t": dict(SPEC["t"], vocab_size=200)}
+  assert inputs.build_tokenizers(spec, DATA, tmp_path)["t"].vocab_size == 200
+  german = {"t": dict(spec["t"], source=dict(SOURCE, locale="de"))}
+  ids = inputs.build_tokenizers(spec, DATA, tmp_path)["t"].encode("Japan")
+  other = inputs.build_tokenizers(german, DATA, tmp_path)["t"]
+  assert other.encode("Japan") != ids
+
+  # Nobody knows what a model without its recipe was trained with.
+  (tmp_path / "tokenizers" / "t.json").unlink()
+  assert inputs.build_tokenizers(SPEC, DATA, tmp_path)["t"].vocab_size == 300
+
+  # A run's own model stays, as those do which an older mmjax has trained.
+  (tmp_path / "tokenizers" / "t.json").unlink()
+  (tmp_path / "config.json").write_text("{}")
+  assert inputs.build_tokenizers(spec, DATA, tmp_path)["t"].vocab_size == 300
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, monkeypatch):
+  monkeypatch.setattr(inputs.tokenizers, "train", None)  # not even begun
+  (tmp_path / "file").write_text("")
+  for folder in (tmp_path / "file" / "run", "/dev/null/x"):
+    with pytest.raises(errors.StorageError) as caught:
+      inputs.build_tokenizers(SPEC, DATA, folder)
+    assert f"{folder}/tokenizers/t.model: a part of" in str(caught.value)
+    assert "choose another --workdir" in str(caught.value)
 
 
 def test_own_source(monkeypatch):

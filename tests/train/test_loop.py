@@ -4,11 +4,14 @@ import importlib.util
 import json
 import pathlib
 import signal
+import types
 
+import numpy as np
 import pytest
 
 from mmjax import errors
-from mmjax.train import cadence, checkpoint, loop
+from mmjax.train import cadence, checkpoint, loop, throughput
+from mmjax.train import workdir as workdirs
 
 TINY = pathlib.Path(__file__).parent / "tiny_run.py"
 spec = importlib.util.spec_from_file_location("tiny_run", TINY)
@@ -151,6 +154,58 @@ def test_errors_of_the_data_pass_and_the_feed_is_closed(tmp_path, monkeypatch):
   assert closed == [1]
   with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
     assert saved.latest() == 3  # the save that was under way is whole
+
+
+def _corrupt(run, *records):
+  run.input.ledger = types.SimpleNamespace(
+    corrupt=len(records), draws=100, records=set(records)
+  )
+  return run
+
+
+def test_corrupt_records_are_told_when_stopped_and_after_a_resume(
+  tmp_path, capsys
+):
+  def stop(step):
+    if step == 4:
+      signal.raise_signal(signal.SIGTERM)
+
+  c = short()
+  workdirs.claim(tmp_path, c)
+  with pytest.raises(errors.Preempted):
+    loop.train(_corrupt(tiny.make(c, hook=stop), 7, 3), tmp_path, c)
+  assert "data: 2 of 100 examples were corrupt" in capsys.readouterr().out
+  loop.train(_corrupt(tiny.make(c), 5), tmp_path, c)
+  said = capsys.readouterr().out
+  assert "data: 1 of 100 examples since step 4 were corrupt" in said
+  assert "their records: [5]" in said
+
+
+def test_corrupt_records_of_all_processes_are_told(monkeypatch):
+  def both(tree):  # the other process has found twelve, 20 to 31
+    other = {
+      "counts": np.asarray([12, 50], np.int32),
+      "records": np.arange(20, 30, dtype=np.int32),
+    }
+    return {k: np.stack([tree[k], other[k]]) for k in tree}
+
+  monkeypatch.setattr(loop.hosts, "allgather", both)
+  said = []
+  run = types.SimpleNamespace(input=types.SimpleNamespace())
+  log = types.SimpleNamespace(say=said.append)
+  loop._tell_corrupt(_corrupt(run), log, 0)
+  loop._tell_corrupt(_corrupt(run, 40, 2), log, 0)
+  assert "12 of 150" in said[0] and f"{list(range(20, 30))}" in said[0]
+  assert "14 of 150" in said[1] and f"{[2, *range(20, 29)]}" in said[1]
+
+
+def test_the_formula_is_told_once(tmp_path, capsys):
+  tiny.fit(short(), tmp_path)
+  said = capsys.readouterr().out
+  assert said.count(throughput.FORMULA) == 1
+  assert said.count(" examples/s/chip  MFU n/a") == 3  # eight devices
+  tiny.fit(short(), tmp_path)  # it is done: there is nothing to measure
+  assert throughput.FORMULA not in capsys.readouterr().out
 
 
 def test_fit_refuses_before_it_works(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import jax.numpy as jnp
 import pytest
@@ -101,6 +102,59 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(out, "_file", File())
     with pytest.raises(errors.StorageError, match=r"metrics.jsonl: no space"):
       out.write(row(1))
+
+
+needs_full = pytest.mark.skipif(
+  not os.path.exists("/dev/full"), reason="the device is that of Linux"
+)
+
+
+@needs_full
+def test_a_full_disk_stays_a_storage_error_when_the_log_closes(tmp_path):
+  # What could not be written is still in the buffer, and closing tries again.
+  with (
+    pytest.raises(errors.StorageError, match=r"metrics.jsonl: no space"),
+    log(tmp_path) as out,
+  ):
+    out._file = open("/dev/full", "a")
+    out.write(row(1))
+
+
+@needs_full
+def test_a_disk_that_is_full_only_when_the_log_closes(tmp_path):
+  with (
+    pytest.raises(errors.StorageError, match=r"metrics.jsonl: no space"),
+    log(tmp_path) as out,
+  ):
+    out._file = open("/dev/full", "a")
+    out._file.write("x")
+  # An error that is under way is the one that is told.
+  with pytest.raises(errors.DataError), log(tmp_path) as out:
+    out._file = open("/dev/full", "a")
+    out._file.write("x")
+    raise errors.DataError("too many")
+
+
+@needs_full
+def test_a_board_that_cannot_be_closed_is_not_closed_again_at_exit(tmp_path):
+  with (
+    pytest.raises(errors.StorageError, match=r"no space"),
+    log(tmp_path) as out,
+  ):
+    events = out._board.file_writer.event_writer
+    events._ev_writer._py_recordio_writer._writer = open("/dev/full", "ab")
+    events._ev_writer._py_recordio_writer.write(b"x")
+  events.close()
+
+
+def test_several_chips_are_told_apart(tmp_path):
+  with log(tmp_path) as out:
+    each = {"time/examples_per_s_per_chip": 3.5}
+    assert "7 examples/s  3.5 examples/s/chip  MFU" in out.note(
+      row(2, **timing(), **each)
+    )
+    each = {"time/examples_per_s_per_chip": 7.0}
+    assert "chip" not in out.note(row(2, **timing(), **each))
 
 
 def test_results_of_a_step():

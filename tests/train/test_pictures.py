@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from mmjax.train import pictures
 
@@ -48,6 +49,25 @@ def test_smoothing_keeps_a_line_straight(reach):
   line = np.arange(20.0)
   got = pictures._smooth(line, reach)
   np.testing.assert_allclose(got, line)
+
+
+def test_a_step_that_was_skipped_leaves_the_curve_whole():
+  def lines(given):
+    axis = Figure().subplots()
+    pictures._draw_loss(axis, given)
+    return [line.get_xydata() for line in axis.lines]
+
+  good = rows()
+  bad = [
+    {"step": 50, "kind": "train", "loss": float("nan")},
+    {"step": 51, "kind": "train", "loss": float("inf")},
+    {"step": 52, "kind": "train", "loss": None},
+  ]
+  for got, want in zip(
+    lines([*good[:3], *bad, *good[3:]]), lines(good), strict=True
+  ):
+    np.testing.assert_array_equal(got, want)
+  assert lines(bad) == []
 
 
 def test_gallery_frames_hits_in_green(tmp_path):
