@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.tokenizers = dict(
     emoji=dict(
       kind="sentencepiece",
-      vocab_size=2000,
+      vocab_size=3500,  # most words whole
       model_type="unigram",
       source=dict(source, split="train"),
     )
@@ -95,6 +95,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     clip=1.0,
     b1=0.9,
     b2=0.98,
+    ema_decay=0.99,
   )
 
   c.evals = dict(
@@ -107,6 +108,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       ks=(1, 5, 10),
       average_over="vendor",
       every=500,
+    ),
+    groups=dict(
+      name="zero_shot",
+      data=dict(source, split="test"),
+      image_pp="decode|resize(32)|keep('image')",
+      text_pp=f"tokenize('emoji', key='text', length={length})|keep('text')",
+      label="group",  # ten: animals-nature, flags, food-drink, ...
+      templates=("{}", "{}: symbol", "{}: picture"),
+      batch_size=200,
+      ks=(1, 5),
     ),
     pixel_neighbour=dict(
       name="pixel_neighbour",
