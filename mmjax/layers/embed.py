@@ -21,11 +21,13 @@ class Patches(nn.Module):
     width: D.
     patch: side of a square in pixels.
     dtype: of the computation.
+    use_bias: whether there is a bias.
   """
 
   width: int
   patch: int
   dtype: Any = jnp.float32
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, image: jax.Array) -> jax.Array:
@@ -42,16 +44,17 @@ class Patches(nn.Module):
       rules.with_axes(_patch_init, ("kernel", "kernel", "channels", "embed")),
       (p, p, C, self.width),
     )
-    bias = self.param(
-      "bias",
-      rules.with_axes(nn.initializers.zeros, ("norm",)),
-      (self.width,),
-    )
     x = image.astype(self.dtype).reshape(B, Y // p, p, X // p, p, C)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, Y // p, X // p, p * p * C)
     x = rules.constrain(x, "batch", None, None, None)
     x = x @ kernel.astype(self.dtype).reshape(p * p * C, self.width)
-    x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+    if self.use_bias:
+      bias = self.param(
+        "bias",
+        rules.with_axes(nn.initializers.zeros, ("norm",)),
+        (self.width,),
+      )
+      x = x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
     return rules.constrain(x, "batch", None, None, "embed")
 
 

@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": functools.partial(jax.nn.gelu, approximate=True),
   "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
   "quick_gelu": quick_gelu,
+  "relu": jax.nn.relu,
 }
 
 

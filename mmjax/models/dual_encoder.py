@@ -17,6 +17,9 @@ from mmjax import errors
 from mmjax.build import build as build_plugin
 from mmjax.parallel import rules
 
+# Which encoders get a projection, where there is a joint width.
+PROJECTED = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
+
 # What the contract tests build and feed: axes after the batch, and dtype.
 TINY = dict(
   image=dict(name="vit", width=32, depth=2, heads=4, mlp=64, patch=4),
@@ -52,6 +55,8 @@ class DualEncoder(nn.Module):
   temperature_init: float
   bias_init: float | None
   temperature_max: float | None
+  projected: str = "both"
+  projection_bias: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -76,22 +81,23 @@ class DualEncoder(nn.Module):
     image_BD, text_BD = None, None
     if image is not None:
       image_BD, _ = self.image(image, train=train)
-      image_BD = self._joint(image_BD, "image_projection")
+      image_BD = self._joint(image_BD, "image")
     if text is not None:
       text_BD = self.text(text, train=train)
-      text_BD = self._joint(text_BD, "text_projection")
+      text_BD = self._joint(text_BD, "text")
     return image_BD, text_BD, self._scale()
 
   def _joint(self, x: jax.Array, name: str) -> jax.Array:
-    if self.embed_dim is not None:
+    if self.embed_dim is not None and name in PROJECTED[self.projected]:
       x = nn.Dense(
         self.embed_dim,
-        use_bias=False,
+        use_bias=self.projection_bias,
         dtype=self.dtype,
         kernel_init=rules.with_axes(
           nn.initializers.lecun_normal(), ("embed", "joint")
         ),
-        name=name,
+        bias_init=rules.with_axes(nn.initializers.zeros, ("joint",)),
+        name=f"{name}_projection",
       )(x)
     return rules.constrain(normalise(x), "batch", "joint")
 
@@ -122,6 +128,8 @@ def build(
   image: Mapping[str, Any],
   text: Mapping[str, Any],
   embed_dim: int | None = None,
+  projected: str = "both",
+  projection_bias: bool = False,
   temperature_init: float = 1 / 0.07,
   bias_init: float | None = None,
   temperature_max: float | None = None,
@@ -132,8 +140,11 @@ def build(
   Args:
     image: name and keywords of the image encoder, {"name": "vit", ...}.
     text: name and keywords of the text encoder.
-    embed_dim: E, each encoder gets a projection to it, without bias; None
-      is no projection, for encoders of one width.
+    embed_dim: E, encoders get a projection to it; None is no projection, for
+      encoders of one width.
+    projected: the encoders with a projection, "both", "image" or "text"; the
+      other one is of width E.
+    projection_bias: the projections have a bias, as in SigLIP.
     temperature_init: t at the start: 10 in SigLIP, 1 / 0.07 in CLIP.
     bias_init: b at the start, -10 in SigLIP; None fixes it at 0, as in CLIP.
     temperature_max: t is cut there, 100 in CLIP; None is no limit.
@@ -141,13 +152,16 @@ def build(
 
   Raises:
     InputError: an encoder without a name, or that cannot be built; a
-      temperature that is not above 0; widths that differ.
+      temperature that is not above 0; widths that differ, or that are not E
+      where there is no projection; an unknown name.
   """
   if not temperature_init > 0:
     raise errors.InputError(
       f"models.dual_encoder temperature_init = {temperature_init}: must be "
       "above 0; SigLIP has 10."
     )
+  if projected not in PROJECTED:
+    raise errors.unknown("models.dual_encoder projected", projected, PROJECTED)
   towers = {}
   for field, spec in (("image", image), ("text", text)):
     if "name" not in spec:
@@ -162,9 +176,20 @@ def build(
       f"models.dual_encoder embed_dim = None: the encoders are of widths "
       f"{widths['image']} and {widths['text']}; give an embed_dim."
     )
+  for side, tower_width in widths.items():
+    if embed_dim is None or side in PROJECTED[projected]:
+      continue
+    if tower_width != embed_dim:
+      raise errors.InputError(
+        f"models.dual_encoder projected = {projected!r}: the {side} encoder "
+        f"is of width {tower_width}, embed_dim = {embed_dim}, and nothing "
+        "leads from one to the other; make them equal, or project both."
+      )
   return DualEncoder(
     **towers,
     embed_dim=embed_dim,
+    projected=projected,
+    projection_bias=projection_bias,
     temperature_init=temperature_init,
     bias_init=bias_init,
     temperature_max=temperature_max,

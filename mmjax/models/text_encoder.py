@@ -44,6 +44,7 @@ class TextEncoder(nn.Module):
   mask_pad: bool = True
   eot_id: int | None = None
   act: str = "gelu"
+  epsilon: float = 1e-6
   dropout: float = 0.0
   drop_path: float = 0.0
   scan: bool = True
@@ -88,12 +89,13 @@ class TextEncoder(nn.Module):
       act=self.act,
       dropout=self.dropout,
       drop_path=self.drop_path,
+      epsilon=self.epsilon,
       dtype=self.dtype,
       scan=self.scan,
       remat=self.remat,
       name="encoder",
     )(x, mask, not train)
-    x = layer_norm(dtype=self.dtype, name="norm")(x)
+    x = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
     return self._pooled(x, tokens, lengths)
 
   def _pooled(
@@ -113,7 +115,12 @@ class TextEncoder(nn.Module):
     if self.pool == "mean":
       return pooling.mean(x, lengths)
     return pooling.MAPHead(
-      self.heads, self.mlp, act=self.act, dtype=self.dtype, name="pool"
+      self.heads,
+      self.mlp,
+      act=self.act,
+      epsilon=self.epsilon,
+      dtype=self.dtype,
+      name="pool",
     )(x, lengths)
 
 
@@ -138,6 +145,7 @@ def build(
   mask_pad: bool = True,
   eot_id: int | None = None,
   act: str = "gelu",
+  epsilon: float = 1e-6,
   dropout: float = 0.0,
   drop_path: float = 0.0,
   scan: bool = True,
@@ -160,6 +168,7 @@ def build(
     eot_id: where pool "eot" reads, at its first place; None is the greatest
       id in the text, as in OpenAI's vocabulary.
     act: "gelu" (tanh), "gelu_exact", "quick_gelu".
+    epsilon: of the norms; 1e-6 in Google's models, 1e-5 in CLIP.
     dropout: rate. drop_path: rate of stochastic depth of the last block.
     scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
@@ -194,6 +203,7 @@ def build(
     mask_pad=mask_pad,
     eot_id=eot_id,
     act=act,
+    epsilon=epsilon,
     dropout=dropout,
     drop_path=drop_path,
     scan=scan,

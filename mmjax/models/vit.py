@@ -42,7 +42,11 @@ class ViT(nn.Module):
   pool: str = "gap"
   posemb: str = "learn"
   stem: str = "patch"
+  crop: bool = False
+  patch_bias: bool = True
+  pre_norm: bool = False
   act: str = "gelu"
+  epsilon: float = 1e-6
   dropout: float = 0.0
   drop_path: float = 0.0
   scan: bool = True
@@ -57,23 +61,28 @@ class ViT(nn.Module):
 
     Args:
       image: [B Y X C], float in [-1, 1], or uint8, which is brought there.
-        Y and X are multiples of the patch, and may differ.
+        Y and X are multiples of the patch (or `crop`), and may differ.
       train: dropout on; needs the rng "dropout" if any rate is above 0.
 
     Returns:
       Features [B D] ([B P D] with pool "none"), or logits [B C] if there are
-      classes; and {"pre_logits": the features}.
+      classes; and {"pre_logits": the features, "tokens": [B T D] of which
+      they are made, the class token first}.
 
     Raises:
       InputError: an image that patches or positions do not fit.
     """
     image = _normalised(image)
+    if self.crop:
+      Y, X = (n - n % self.patch for n in image.shape[1:3])
+      image = image[:, :Y, :X]
     image = rules.constrain(image, "batch", None, None, None)
-    stem = Patches if self.stem == "patch" else ConvStem
-    x = stem(self.width, self.patch, dtype=self.dtype, name="embedding")(image)
+    x = self._stem()(image)
     B, rows, columns, D = x.shape
     x = x.reshape(B, rows * columns, D)
     x = self._with_positions(x, rows, columns)
+    if self.pre_norm:
+      x = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name="pre_norm")(x)
     x = rules.constrain(x, "batch", "length", "embed")
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
     x = Stack(
@@ -83,14 +92,16 @@ class ViT(nn.Module):
       act=self.act,
       dropout=self.dropout,
       drop_path=self.drop_path,
+      epsilon=self.epsilon,
       dtype=self.dtype,
       scan=self.scan,
       remat=self.remat,
       name="encoder",
     )(x, None, not train)
-    x = layer_norm(dtype=self.dtype, name="norm")(x)
+    x = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
+    out = {"tokens": x}
     x = self._pooled(x)
-    out = {"pre_logits": x}
+    out["pre_logits"] = x
     if self.num_classes is not None:
       x = nn.Dense(
         self.num_classes,
@@ -102,6 +113,12 @@ class ViT(nn.Module):
         name="head",
       )(x)
     return x, out
+
+  def _stem(self) -> nn.Module:
+    args = dict(dtype=self.dtype, name="embedding")
+    if self.stem == "conv":
+      return ConvStem(self.width, self.patch, **args)
+    return Patches(self.width, self.patch, use_bias=self.patch_bias, **args)
 
   def _with_positions(self, x: jax.Array, rows: int, columns: int) -> jax.Array:
     """Adds positions, and puts the class token in front where it is read."""
@@ -129,7 +146,12 @@ class ViT(nn.Module):
       return pooling.mean(x)
     if self.pool == "map":
       return pooling.MAPHead(
-        self.heads, self.mlp, act=self.act, dtype=self.dtype, name="pool"
+        self.heads,
+        self.mlp,
+        act=self.act,
+        epsilon=self.epsilon,
+        dtype=self.dtype,
+        name="pool",
       )(x)
     return x
 
@@ -156,7 +178,11 @@ def build(
   pool: str = "gap",
   posemb: str = "learn",
   stem: str = "patch",
+  crop: bool = False,
+  patch_bias: bool = True,
+  pre_norm: bool = False,
   act: str = "gelu",
+  epsilon: float = 1e-6,
   dropout: float = 0.0,
   drop_path: float = 0.0,
   scan: bool = True,
@@ -173,14 +199,21 @@ def build(
     pool: "gap" mean, "tok" class token, "map" attention head, "none".
     posemb: "learn", for one grid of patches, or "sincos2d", for any.
     stem: "patch", or "conv": stride-2 convolutions, for small data.
-    act: "gelu" (tanh), "gelu_exact", "quick_gelu".
+    crop: pixels at the right and bottom that fill no patch are not read, as in
+      SigLIP's 384 pixels of patch 14; False refuses such images.
+    patch_bias: the patches' projection has a bias; False in CLIP.
+    pre_norm: a norm before the first block, as in CLIP.
+    act: "gelu" (tanh), "gelu_exact", "quick_gelu", "relu".
+    epsilon: of the norms; 1e-6 in Google's models, 1e-12 in the hub's,
+      1e-5 in CLIP.
     dropout: rate. drop_path: rate of stochastic depth of the last block.
     scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters are float32.
 
   Raises:
-    InputError: an unknown name, or a size that is not given.
+    InputError: an unknown name, a size that is not given, or stem "conv"
+      without a bias.
   """
   sizes: dict[str, Any] = dict(
     width=width, depth=depth, heads=heads, mlp=mlp, patch=patch
@@ -211,13 +244,22 @@ def build(
     if value not in known:
       raise errors.unknown(f"models.vit {field}", value, known)
   activation(act)
+  if stem == "conv" and not patch_bias:
+    raise errors.InputError(
+      "models.vit patch_bias = False: stem = 'conv' has no patches, and keeps "
+      "its biases; take stem='patch', or leave patch_bias out."
+    )
   return ViT(
     **sizes,
     num_classes=num_classes,
     pool=pool,
     posemb=posemb,
     stem=stem,
+    crop=crop,
+    patch_bias=patch_bias,
+    pre_norm=pre_norm,
     act=act,
+    epsilon=epsilon,
     dropout=dropout,
     drop_path=drop_path,
     scan=scan,

@@ -18,6 +18,8 @@ def test_patches_equal_a_strided_convolution(key):
   np.testing.assert_allclose(x, want, atol=1e-5)
   # Fan-in scale, as of the matrix it is.
   assert 0.7 < float(kernel.std()) * 48**0.5 < 1.3
+  bare = Patches(5, 4, use_bias=False)
+  assert bare.init(key, image)["params"].keys() == {"kernel"}
 
 
 @pytest.mark.parametrize("stem", [Patches, ConvStem])

@@ -59,6 +59,23 @@ def test_normalise_has_a_finite_gradient_at_zero():
   np.testing.assert_allclose(dual_encoder.normalise(low), 0.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("projected", dual_encoder.PROJECTED)
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections(inputs, projected, bias):
+  kw = copy.deepcopy(dual_encoder.TINY)
+  for side in {"image", "text"} - set(dual_encoder.PROJECTED[projected]):
+    kw[side]["width"] = kw["embed_dim"]
+  model = dual_encoder.build(**kw, projected=projected, projection_bias=bias)
+  init = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  found = {
+    name.removesuffix("_projection"): set(leaves)
+    for name, leaves in nn.unbox(init)["params"].items()
+    if name.endswith("_projection")
+  }
+  leaves = {"kernel", "bias"} if bias else {"kernel"}
+  assert found == dict.fromkeys(dual_encoder.PROJECTED[projected], leaves)
+
+
 def test_dtype_reaches_the_towers():
   model = dual_encoder.build(**dual_encoder.TINY, dtype="bfloat16")
   assert model.image.dtype == model.text.dtype == jnp.bfloat16
@@ -81,6 +98,8 @@ def test_dtype_reaches_the_towers():
       ),
       "embed_dim = None.*32 and 384",
     ),
+    (dict(projected="txt"), "Did you mean 'text'"),
+    (dict(projected="text"), "image encoder is of width 32, embed_dim = 16"),
   ],
 )
 def test_errors_name_the_field(change, words):

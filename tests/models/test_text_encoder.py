@@ -68,6 +68,15 @@ def test_last_is_the_very_last_without_mask_pad(key):
   assert np.abs(embed(TOKENS)[0] - embed(moved)[0]).max() > 1e-3
 
 
+@pytest.mark.parametrize("pool", ["last", "map"])
+def test_epsilon_reaches_every_norm(key, pool):
+  embeddings = [run(key, pool=pool, epsilon=e)(TOKENS) for e in (1e-6, 1e9)]
+  # So large a one leaves nothing but biases, which are 0 at the start, and in
+  # the pooling head a norm more.
+  assert np.abs(embeddings[0]).max() > 1e-2
+  assert np.abs(embeddings[1]).max() < 1e-3
+
+
 def test_errors_name_the_field(key):
   with pytest.raises(errors.InputError, match="variant = 'Q'"):
     text_encoder.build("Q", vocab_size=8)

@@ -84,6 +84,31 @@ def test_class_token_reads_the_image(key):
   assert np.abs(y[0] - y[1]).max() > 1e-3
 
 
+def test_crop_reads_whole_patches_only(key):
+  image = jax.random.normal(key, (2, 11, 9, 3))
+  with pytest.raises(errors.InputError, match="patch = 4 does not divide"):
+    vit.build("mu/4").init(key, image)
+  model = vit.build("mu/4", crop=True)
+  (y, _), variables = jax.jit(model.init_with_output)(key, image)
+  whole, _ = vit.build("mu/4").apply(nn.unbox(variables), image[:, :8, :8])
+  np.testing.assert_allclose(y, whole, atol=1e-5)
+
+
+def test_clips_norm_before_the_blocks_and_no_patch_bias(key):
+  plain = shapes(vit.build("mu/4"), 8, 8, 3)["params"]
+  model = vit.build("mu/4", pre_norm=True, patch_bias=False)
+  image = jax.random.normal(key, (2, 8, 8, 3))
+  params = nn.unbox(jax.jit(model.init)(key, image))["params"]
+  assert params.keys() - plain.keys() == {"pre_norm"}
+  assert params["embedding"].keys() == {"kernel"}
+  assert plain["embedding"].keys() == {"kernel", "bias"}
+  # All that the blocks see comes through the norm.
+  for scale in (0.0, 1.0):
+    params["pre_norm"]["scale"] = jnp.full(32, scale)
+    y, _ = jax.jit(model.apply)({"params": params}, image)
+    assert (np.abs(y[0] - y[1]).max() > 1e-3) == bool(scale)
+
+
 @pytest.mark.parametrize(
   "kw, words",
   [
@@ -95,6 +120,7 @@ def test_class_token_reads_the_image(key):
     (dict(variant="S/16", stem="convs"), "'conv'"),
     (dict(variant="S/16", remat="all"), "remat"),
     (dict(variant="S/16", act="gellu"), "'gelu'"),
+    (dict(variant="S/16", stem="conv", patch_bias=False), "patch_bias = False"),
   ],
 )
 def test_bad_keywords_are_named(kw, words):

@@ -1,0 +1,285 @@
+"""Checkpoints of other libraries, opened lazily: {name: tensor}, config.
+
+A checkpoint is a directory (config.json beside *.safetensors, possibly
+sharded, or *.bin) or a single file: .safetensors, .npz, .msgpack (Flax), .pt
+or .bin (PyTorch, read with weights-only loading). Nothing but names, shapes
+and dtypes is read until a tensor is asked for, where the format allows it.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+from flax import serialization, traverse_util
+
+from mmjax import errors
+
+SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pt", ".pth", ".bin")
+# Names of the model's file on the hub: here, of PyTorch's, of Flax's.
+STEMS = ("model", "pytorch_model", "flax_model")
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+# In a .npz or .safetensors that we wrote ourselves: the config, as JSON.
+EMBEDDED = "__config__"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor on the disk.
+
+  Attributes:
+    shape: of the tensor.
+    dtype: of the tensor.
+    read: returns it as a numpy array.
+  """
+
+  shape: tuple[int, ...]
+  dtype: Any
+  read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A checkpoint that is open for reading.
+
+  Attributes:
+    path: file or directory.
+    tensors: by name.
+    config: what config.json says, {} if there is none.
+    preprocessor: what preprocessor_config.json says, {} if there is none.
+  """
+
+  path: pathlib.Path
+  tensors: Mapping[str, Tensor]
+  config: Mapping[str, Any]
+  preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor."""
+    return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+
+def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
+  """Opens a checkpoint of any format that is known.
+
+  Raises:
+    InputError: no such path, no weights in it, a format that is not known, or
+      a file that is damaged.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise errors.InputError(
+      f"weights path = {str(path)!r}: no such file or directory."
+    )
+  config: dict[str, Any] = {}
+  preprocessor: dict[str, Any] = {}
+  files = [path]
+  if path.is_dir():
+    config, preprocessor = _json(path / CONFIG), _json(path / PREPROCESSOR)
+    files = _weights_of(path)
+  elif path.suffix not in _READERS:
+    raise errors.InputError(
+      f"weights path = {str(path)!r}: not a format that is known; known are "
+      f"directories, and files that end in {', '.join(SUFFIXES)}."
+    )
+  tensors: dict[str, Tensor] = {}
+  for file in files:
+    try:
+      tensors.update(_READERS[file.suffix](file))
+    except errors.InputError:
+      raise
+    except Exception as e:
+      raise errors.InputError(
+        f"weights path = {str(file)!r}: it cannot be read ({e}); fetch it anew."
+      ) from e
+  if EMBEDDED in tensors:
+    config = json.loads(str(tensors.pop(EMBEDDED).read()[()]))
+  return Checkpoint(path, tensors, config, preprocessor)
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the object of a file, {} if there is no such file."""
+  if not path.is_file():
+    return {}
+  try:
+    found = json.loads(path.read_text())
+  except ValueError as e:
+    found = e
+  if not isinstance(found, dict):
+    raise errors.InputError(
+      f"weights path = {str(path)!r}: it is no JSON object ({found}); fetch it "
+      "anew."
+    )
+  return found
+
+
+def _weights_of(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the files with a directory's weights, of one format only."""
+  for suffix in SUFFIXES:
+    found = sorted(folder.glob(f"*{suffix}"))
+    for stem in STEMS:
+      index = folder / f"{stem}{suffix}.index.json"
+      named = set(_json(index).get("weight_map", {}).values())
+      if not named:
+        continue
+      missing = sorted(n for n in named if not (folder / n).is_file())
+      if missing:
+        raise errors.InputError(
+          f"weights path = {str(folder)!r}: {index.name} names {missing[0]!r} "
+          f"and {len(missing) - 1} more files that are not there; fetch them."
+        )
+      return [folder / n for n in sorted(named)]
+    if found:
+      # Training leftovers such as optimizer.pt stand beside the weights.
+      model = [f for f in found if f.stem in STEMS]
+      return model or found
+  raise errors.InputError(
+    f"weights path = {str(folder)!r}: there are no weights in it; known are "
+    f"files that end in {', '.join(SUFFIXES)}."
+  )
+
+
+def _safetensors(path: pathlib.Path) -> dict[str, Tensor]:
+  found = {}
+  with safetensors.safe_open(path, framework="np") as file:
+    for name in file.keys():
+      part = file.get_slice(name)
+      found[name] = Tensor(
+        tuple(part.get_shape()),
+        _DTYPES[part.get_dtype()],
+        functools.partial(_one_safetensor, path, name),
+      )
+    embedded = (file.metadata() or {}).get(EMBEDDED)
+  if embedded is not None:
+    found[EMBEDDED] = _held(np.array(embedded))
+  return found
+
+
+def _one_safetensor(path: pathlib.Path, name: str) -> np.ndarray:
+  with safetensors.safe_open(path, framework="np") as file:
+    return file.get_tensor(name)
+
+
+def _npz(path: pathlib.Path) -> dict[str, Tensor]:
+  found = {}
+  with zipfile.ZipFile(path) as archive:
+    for member in archive.namelist():
+      with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+          (1, 0): np.lib.format.read_array_header_1_0,
+          (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = read(file)
+      if dtype.hasobject:
+        raise errors.InputError(
+          f"weights path = {str(path)!r}: {member!r} is a pickle, which may "
+          "run any code; convert it to plain arrays where you trust it."
+        )
+      name = member.removesuffix(".npy")
+      found[name] = Tensor(
+        shape, _half(dtype), functools.partial(_one_npy, path, member)
+      )
+  return found
+
+
+def _half(dtype: Any) -> Any:
+  # numpy stores bfloat16, which it does not know, as two raw bytes.
+  return _DTYPES["BF16"] if dtype == np.dtype("V2") else dtype
+
+
+def _one_npy(path: pathlib.Path, member: str) -> np.ndarray:
+  with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+    array = np.lib.format.read_array(file, allow_pickle=False)
+  return array.view(_half(array.dtype))
+
+
+def _msgpack(path: pathlib.Path) -> dict[str, Tensor]:
+  state = serialization.msgpack_restore(path.read_bytes())
+  flat = traverse_util.flatten_dict(state, sep="/")
+  return {name: _held(np.asarray(x)) for name, x in flat.items()}
+
+
+def _torch(path: pathlib.Path) -> dict[str, Tensor]:
+  try:
+    import torch  # pyright: ignore[reportMissingImports]
+  except ImportError as e:
+    raise errors.InputError(
+      f"weights path = {str(path)!r}: reading PyTorch's format takes PyTorch; "
+      "install it (pip install torch), or give the .safetensors file."
+    ) from e
+  lazy = zipfile.is_zipfile(path)  # files from before 2020 are none
+  try:
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+  except Exception as e:
+    raise errors.InputError(
+      f"weights path = {str(path)!r}: it holds more than tensors, and a pickle "
+      "may run any code; save a state dict, or convert it to .safetensors "
+      f"where you trust it ({str(e).splitlines()[0]})."
+    ) from e
+  while isinstance(state, dict) and "state_dict" in state:
+    state = state["state_dict"]
+  found = {}
+  for name, value in state.items():
+    if isinstance(value, torch.Tensor):
+      found[name] = Tensor(
+        tuple(value.shape),
+        _DTYPES.get(_TORCH.get(str(value.dtype), ""), np.dtype("float32")),
+        functools.partial(_from_torch, value),
+      )
+  return found
+
+
+def _from_torch(value: Any) -> np.ndarray:
+  if str(value.dtype) == "torch.bfloat16":
+    return value.float().numpy().astype(_DTYPES["BF16"])
+  return value.detach().numpy()
+
+
+def _held(array: np.ndarray) -> Tensor:
+  return Tensor(array.shape, array.dtype, lambda: array)
+
+
+def _bfloat16() -> Any:
+  import ml_dtypes
+
+  return np.dtype(ml_dtypes.bfloat16)
+
+
+_DTYPES = {
+  "F64": np.dtype("float64"),
+  "F32": np.dtype("float32"),
+  "F16": np.dtype("float16"),
+  "BF16": _bfloat16(),
+  "I64": np.dtype("int64"),
+  "I32": np.dtype("int32"),
+  "I16": np.dtype("int16"),
+  "I8": np.dtype("int8"),
+  "U8": np.dtype("uint8"),
+  "BOOL": np.dtype("bool"),
+}
+_TORCH = {
+  "torch.float64": "F64",
+  "torch.float32": "F32",
+  "torch.float16": "F16",
+  "torch.bfloat16": "BF16",
+  "torch.int64": "I64",
+  "torch.int32": "I32",
+  "torch.uint8": "U8",
+  "torch.bool": "BOOL",
+}
+_READERS: dict[str, Callable[[pathlib.Path], dict[str, Tensor]]] = {
+  ".safetensors": _safetensors,
+  ".npz": _npz,
+  ".msgpack": _msgpack,
+  ".pt": _torch,
+  ".pth": _torch,
+  ".bin": _torch,
+}

@@ -1,0 +1,142 @@
+"""CLIP with a ViT, in the model hub's layout (model_type "clip").
+
+"Learning transferable visual models from natural language supervision",
+Radford et al. 2021. The scale of the logits has no upper limit here: it binds
+in training only, and released models stand at it (100).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax import errors
+from mmjax.weights import rename
+from mmjax.weights.files import Checkpoint
+from mmjax.weights.recipe import Recipe
+from mmjax.weights.rename import Rule
+from mmjax.weights.tables import hub
+
+MODEL_TYPES = ("clip",)
+
+# What files may leave out.
+IMAGE = dict(
+  hidden_size=768,
+  intermediate_size=3072,
+  num_hidden_layers=12,
+  num_attention_heads=12,
+  num_channels=3,
+  image_size=224,
+  patch_size=32,
+  hidden_act="quick_gelu",
+  layer_norm_eps=1e-5,
+)
+TEXT = dict(
+  vocab_size=49408,
+  hidden_size=512,
+  intermediate_size=2048,
+  num_hidden_layers=12,
+  num_attention_heads=8,
+  max_position_embeddings=77,
+  hidden_act="quick_gelu",
+  layer_norm_eps=1e-5,
+  eos_token_id=49407,
+)
+EMBED_DIM = 512
+# In configs written before the id was corrected. Those models are read at the
+# text's greatest id, which is the end of text in OpenAI's vocabulary.
+LEGACY_EOS = 2
+
+
+def build(checkpoint: Checkpoint) -> Recipe | None:
+  """Returns the recipe of a CLIP, or None for any other checkpoint.
+
+  Raises:
+    InputError: a config value that we cannot follow.
+  """
+  config = checkpoint.config
+  if config.get("model_type") not in MODEL_TYPES:
+    return None
+  image = _part(config, "vision_config", IMAGE)
+  text = _part(config, "text_config", TEXT)
+  length = text["max_position_embeddings"]
+  return Recipe(
+    table="clip",
+    model=dict(
+      name="dual_encoder",
+      image=dict(
+        name="vit",
+        **hub.sizes(image, "vision_config", patches=True),
+        pool="tok",
+        pre_norm=True,
+        patch_bias=False,
+      ),
+      text=dict(
+        name="text_encoder",
+        **hub.sizes(text, "text_config"),
+        vocab_size=text["vocab_size"],
+        length=length,
+        causal=True,
+        pool="eot",
+        eot_id=_eot(text),
+        # Padding comes after the token that is read, which never sees it.
+        mask_pad=False,
+      ),
+      embed_dim=config.get("projection_dim") or EMBED_DIM,
+    ),
+    inputs={
+      "image": hub.image_input(image),
+      "text": ((1, length), "int32"),
+    },
+    rules=[
+      *rename.under("image/", "vision_model.", _image(image)),
+      *rename.under(
+        "text/", "text_model.", hub.clip_text(text["num_attention_heads"])
+      ),
+      *hub.linear("image_projection", "visual_projection", bias=False),
+      *hub.linear("text_projection", "text_projection", bias=False),
+      Rule("log_t", "logit_scale"),
+    ],
+    config=config,
+    ignore=(r"\.position_ids$",),
+  )
+
+
+def _part(
+  config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+  # Early files say it twice. The reference lets "text_config_dict" win, with
+  # the defaults of what it leaves out.
+  found = hub.part(config, name, defaults)
+  early = config.get(f"{name}_dict")
+  return found if early is None else {**found, **defaults, **early}
+
+
+def _eot(text: Mapping[str, Any]) -> int | None:
+  eos = text["eos_token_id"]
+  if eos == LEGACY_EOS:
+    return None
+  if not isinstance(eos, int):
+    raise errors.InputError(
+      f"config.json text_config.eos_token_id = {eos!r}: CLIP's text is read at "
+      "one id; give the id of the end of text."
+    )
+  return eos
+
+
+def _image(config: Mapping[str, Any]) -> list[Rule]:
+  width = config["hidden_size"]
+  return [
+    Rule(
+      "cls",
+      "embeddings.class_embedding",
+      rename.reshape((1, width), (width,)),
+    ),
+    *hub.positions(
+      "embeddings.position_embedding.weight", hub.grid(config), width
+    ),
+    Rule(
+      "embedding/kernel", "embeddings.patch_embedding.weight", rename.CONV2D
+    ),
+    *hub.norm("pre_norm", "pre_layrnorm"),  # their spelling
+    *hub.clip_layers(config["num_attention_heads"]),
+    *hub.norm("norm", "post_layernorm"),
+  ]

@@ -1,0 +1,151 @@
+"""ViT and DeiT without distillation: the model hub's, and Google's .npz.
+
+Google's files (github google-research/vision_transformer, big_vision) stand in
+`Transformer/encoderblock_0/...` with kernels laid out as ours.
+"""
+
+import math
+from typing import Any
+
+from mmjax import errors
+from mmjax.weights import recipe, rename
+from mmjax.weights.files import Checkpoint
+from mmjax.weights.recipe import Recipe
+from mmjax.weights.rename import SAME, Rule
+from mmjax.weights.tables import hub
+
+MODEL_TYPES = ("vit",)
+
+
+def build(checkpoint: Checkpoint) -> Recipe | None:
+  """Returns the recipe of a ViT, or None for any other checkpoint."""
+  if checkpoint.config.get("model_type") in MODEL_TYPES:
+    return _hub(checkpoint)
+  if "Transformer/encoder_norm/scale" in checkpoint.tensors:
+    return _google(checkpoint)
+  return None
+
+
+def _hub(checkpoint: Checkpoint) -> Recipe:
+  config = recipe.Config(checkpoint.config, checkpoint.path)
+  shapes = checkpoint.shapes
+  # A bare encoder has no prefix; one with a head on top has.
+  prefix = "vit." if any(n.startswith("vit.") for n in shapes) else ""
+  heads, width = config["num_attention_heads"], config["hidden_size"]
+  classes = (
+    shapes["classifier.weight"][0] if "classifier.weight" in shapes else None
+  )
+  model: dict[str, Any] = dict(
+    name="vit",
+    **hub.sizes(config, patches=True),
+    num_classes=classes,
+    pool="tok",
+  )
+  e, block = f"{prefix}embeddings.", f"{prefix}encoder.layer.{{n}}."
+  rules = [
+    Rule("cls", f"{e}cls_token", rename.reshape((1, width), (1, 1, width))),
+    *hub.positions(
+      f"{e}position_embeddings", hub.grid(config), width, batched=True
+    ),
+    Rule(
+      "embedding/kernel",
+      f"{e}patch_embeddings.projection.weight",
+      rename.CONV2D,
+    ),
+    Rule("embedding/bias", f"{e}patch_embeddings.projection.bias"),
+    *hub.norm("norm", f"{prefix}layernorm"),
+    *hub.norm("encoder/blocks/norm1", f"{block}layernorm_before"),
+    *hub.norm("encoder/blocks/norm2", f"{block}layernorm_after"),
+    *hub.attention(
+      "encoder/blocks/attention",
+      [f"{block}attention.attention.{n}" for n in ("query", "key", "value")],
+      f"{block}attention.output.dense",
+      heads,
+    ),
+    *hub.linear("encoder/blocks/mlp/up", f"{block}intermediate.dense"),
+    *hub.linear("encoder/blocks/mlp/down", f"{block}output.dense"),
+  ]
+  if classes is not None:
+    rules += hub.linear("head", "classifier")
+  return Recipe(
+    table="vit",
+    model=model,
+    inputs={"image": hub.image_input(config)},
+    rules=rules,
+    config=checkpoint.config,
+    preprocess=recipe.image_spec(checkpoint.preprocessor),
+    ignore=(r"pooler\.dense", r"mask_token"),
+  )
+
+
+def _google(checkpoint: Checkpoint) -> Recipe:
+  shapes = checkpoint.shapes
+  block = "Transformer/encoderblock_{n}/"
+  first = block.replace("{n}", "0")
+  depth = sum(n.endswith("/LayerNorm_0/scale") for n in shapes)
+  theirs = "MultiHeadDotProductAttention_1/"
+  mlp, second = "MlpBlock_3/", "LayerNorm_2/"
+  if f"{first}{theirs}query/kernel" not in shapes:  # the newer generation
+    theirs, mlp, second = (
+      "MultiHeadDotProductAttention_0/",
+      "MlpBlock_0/",
+      "LayerNorm_1/",
+    )
+  width, heads, _ = shapes[f"{first}{theirs}query/kernel"]
+  patch = shapes["embedding/kernel"][0]
+  count = shapes["Transformer/posembed_input/pos_embedding"][1] - 1
+  side = math.isqrt(count)
+  if side * side != count:
+    raise errors.InputError(
+      f"weights path = {str(checkpoint.path)!r}: its {count} positions are no "
+      "square, and a .npz without a config does not say how many rows they "
+      "have; give it in the hub's layout, with image_size = [rows, columns]."
+    )
+  classes = shapes["head/kernel"][1] if "head/kernel" in shapes else None
+  rules = [
+    Rule("cls", "cls", rename.reshape((1, width), (1, 1, width))),
+    *hub.positions(
+      "Transformer/posembed_input/pos_embedding",
+      (side, side),
+      width,
+      batched=True,
+    ),
+    Rule("embedding/kernel", "embedding/kernel"),
+    Rule("embedding/bias", "embedding/bias"),
+    *(
+      Rule(f"norm/{x}", f"Transformer/encoder_norm/{x}")
+      for x in ("scale", "bias")
+    ),
+  ]
+  for ours, named, leaves in (
+    ("norm1/", "LayerNorm_0/", ("scale", "bias")),
+    ("norm2/", second, ("scale", "bias")),
+    ("mlp/up/", f"{mlp}Dense_0/", ("kernel", "bias")),
+    ("mlp/down/", f"{mlp}Dense_1/", ("kernel", "bias")),
+    *(
+      (f"attention/{x}/", f"{theirs}{x}/", ("kernel", "bias"))
+      for x in ("query", "key", "value", "out")
+    ),
+  ):
+    rules += [
+      Rule(f"encoder/blocks/{ours}{x}", f"{block}{named}{x}", SAME)
+      for x in leaves
+    ]
+  if classes is not None:
+    rules += [Rule(f"head/{x}", f"head/{x}") for x in ("kernel", "bias")]
+  return Recipe(
+    table="vit",
+    model=dict(
+      name="vit",
+      width=width,
+      depth=depth,
+      heads=heads,
+      mlp=shapes[f"{first}{mlp}Dense_0/kernel"][1],
+      patch=patch,
+      num_classes=classes,
+      pool="tok",
+    ),
+    inputs={"image": ((1, side * patch, side * patch, 3), "float32")},
+    rules=rules,
+    config={},
+  )

@@ -1,0 +1,84 @@
+"""Every recorded reference: its checkpoint is read, computed, written, read.
+
+The files are made by tools/make_golden.py with PyTorch and transformers; how a
+case is laid out is said there.
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from mmjax import weights
+
+FOLDER = pathlib.Path(__file__).parent / "golden"
+CASES = sorted(p.stem for p in FOLDER.glob("*.npz"))
+TOLERANCE = 1e-4  # of the largest value
+
+
+def read(name):
+  """Returns the config, and the arrays by kind and name."""
+  parts = {"tensor": {}, "input": {}, "output": {}}
+  with np.load(FOLDER / f"{name}.npz") as file:
+    for key in file.files:
+      kind, _, rest = key.partition("/")
+      if rest:
+        parts[kind][rest] = file[key]
+    return json.loads(str(file["config"])), parts
+
+
+def hub(folder, config, tensors):
+  """Lays a case out as the model hub does."""
+  (folder / "config.json").write_text(json.dumps(config))
+  save_file(tensors, folder / "model.safetensors")
+  return folder
+
+
+def at(tree, path):
+  for key in path.split("/"):
+    tree = tree[int(key) if key.isdecimal() else key]
+  return tree
+
+
+def flat(variables):
+  return traverse_util.flatten_dict(variables, sep="/")
+
+
+def same(a, b):
+  """Bitwise, names and all."""
+  a, b = flat(a), flat(b)
+  assert a.keys() == b.keys()
+  for name, x in a.items():
+    assert x.dtype == b[name].dtype
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(b[name]), name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_reference_and_comes_back(name, tmp_path):
+  config, parts = read(name)
+  loaded = weights.load(hub(tmp_path, config, parts["tensor"]))
+  inputs = {k: jnp.asarray(v) for k, v in parts["input"].items()}
+  out = jax.jit(loaded.model.apply)(loaded.variables, **inputs)
+  assert parts["output"]
+  for path, want in parts["output"].items():
+    got = np.asarray(at(out, path))
+    assert got.shape == want.shape, path
+    scale = np.abs(want).max()
+    np.testing.assert_allclose(got, want, atol=TOLERANCE * scale, err_msg=path)
+    # The comparison can fail: one image more or less is seen.
+    if want.ndim:
+      moved = np.roll(want, 1, 0)
+      assert np.abs(got - moved).max() > 10 * TOLERANCE * scale
+
+  for format in weights.FORMATS:
+    path = weights.export(loaded, tmp_path / format, format=format)
+    same(loaded.variables, weights.load(path.parent).variables)
+  # What is written is what was read, tensor by tensor.
+  written = np.load(tmp_path / "npz" / "model.npz")
+  for tensor in set(written.files) & set(parts["tensor"]):
+    np.testing.assert_array_equal(written[tensor], parts["tensor"][tensor])

@@ -1,0 +1,184 @@
+"""ViT's table: published counts, both of Google's generations, honest."""
+
+import importlib.util
+import math
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from mmjax import build, errors, weights
+from mmjax.weights import files, loading, rename
+from mmjax.weights.tables import vit
+
+_spec = importlib.util.spec_from_file_location(
+  "tiny", pathlib.Path(__file__).parents[1] / "tiny.py"
+)
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+
+
+def checkpoint(shapes, config=None, preprocessor=None):
+  """A checkpoint whose tensors can be asked for their shapes only."""
+  tensors = {
+    name: files.Tensor(shape, np.dtype("float32"), lambda: 1 / 0)
+    for name, shape in shapes.items()
+  }
+  return files.Checkpoint(
+    pathlib.Path("there"), tensors, config or {}, preprocessor or {}
+  )
+
+
+def flat(tree):
+  return traverse_util.flatten_dict(tree, sep="/")
+
+
+# What google/vit-base-patch16-224 has in its config.json.
+BASE = dict(
+  architectures=["ViTForImageClassification"],
+  attention_probs_dropout_prob=0.0,
+  hidden_act="gelu",
+  hidden_dropout_prob=0.0,
+  hidden_size=768,
+  image_size=224,
+  initializer_range=0.02,
+  intermediate_size=3072,
+  layer_norm_eps=1e-12,
+  model_type="vit",
+  num_attention_heads=12,
+  num_channels=3,
+  num_hidden_layers=12,
+  patch_size=16,
+  qkv_bias=True,
+)
+
+
+def test_base_has_the_published_count_and_every_tensor_its_place():
+  shapes = tiny.shapes({**BASE, "image_size": (224, 224)}, 1000)
+  found = checkpoint(shapes, BASE)
+  recipe = vit.build(found)
+  model = build.build("models", **recipe.model)
+  declared = loading._declared(model, recipe)
+  loading._check(recipe, found, loading.rules.unbox(declared))
+  leaves = jax.tree.leaves(declared)
+  assert sum(math.prod(x.shape) for x in leaves) == 86_567_656
+  assert model.act == "gelu_exact" and model.epsilon == 1e-12
+  assert recipe.inputs == {"image": ((1, 224, 224, 3), "float32")}
+
+
+def test_a_bare_encoder_has_no_prefix_and_no_head():
+  shapes = {
+    name.removeprefix("vit."): shape
+    for name, shape in tiny.shapes(tiny.CONFIG, 5).items()
+    if not name.startswith("classifier")
+  }
+  shapes["pooler.dense.weight"] = (16, 16)
+  recipe = vit.build(checkpoint(shapes, tiny.CONFIG))
+  assert recipe.model["num_classes"] is None
+  assert {r.theirs for r in recipe.rules} >= {"embeddings.cls_token"}
+  assert recipe.ignored("pooler.dense.weight")
+
+
+def test_other_checkpoints_are_not_its_own():
+  assert vit.build(checkpoint({"a": (1,)}, {"model_type": "bert"})) is None
+  assert vit.build(checkpoint({"a": (1,)})) is None
+
+
+def test_an_unknown_activation_and_a_missing_field_are_named():
+  shapes = tiny.shapes(tiny.CONFIG, 5)
+  with pytest.raises(
+    errors.InputError, match=r"hidden_act = 'silu'.*quick_gelu"
+  ):
+    vit.build(checkpoint(shapes, {**tiny.CONFIG, "hidden_act": "silu"}))
+  lacks = {k: v for k, v in tiny.CONFIG.items() if k != "layer_norm_eps"}
+  with pytest.raises(errors.InputError, match="has no 'layer_norm_eps'"):
+    vit.build(checkpoint(shapes, lacks))
+
+
+def test_the_front_end_comes_from_the_preprocessor():
+  shapes = tiny.shapes(tiny.CONFIG, 5)
+  said = dict(do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+  recipe = vit.build(checkpoint(shapes, tiny.CONFIG, said))
+  assert recipe.preprocess == {"image": "decode|keep('image')"}
+  said["do_resize"] = True
+  assert not vit.build(checkpoint(shapes, tiny.CONFIG, said)).preprocess
+
+
+def test_oblong_images_keep_rows_and_columns_apart(tmp_path):
+  size = (8, 32)
+  tensors = tiny.hub(tmp_path, image_size=size)
+  loaded = weights.load(tmp_path)
+  rows, columns = size[0] // 8, size[1] // 8
+  grid = loaded.variables["params"]["posemb"]["grid"]
+  assert grid.shape == (rows, columns, 16)
+  # Patches are counted row by row, after the class token's.
+  np.testing.assert_array_equal(
+    grid[rows - 1, 0],
+    tensors["vit.embeddings.position_embeddings"][0, 1 + (rows - 1) * columns],
+  )
+  image = np.random.default_rng(0).normal(size=(2, *size, 3)).astype("f4")
+  apply = jax.jit(loaded.model.apply)
+  logits, _ = apply(loaded.variables, image)
+  for format in weights.FORMATS:
+    path = weights.export(loaded, tmp_path / format, format=format)
+    again = weights.load(path.parent)
+    assert again.model == loaded.model
+    jax.tree.map(
+      np.testing.assert_array_equal, again.variables, loaded.variables
+    )
+    np.testing.assert_array_equal(apply(again.variables, image)[0], logits)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_both_generations_of_google_by_names_written_out(tmp_path, old):
+  tensors = tiny.draw(tiny.google(old=old))
+  np.savez(tmp_path / "ViT.npz", **tensors)
+  loaded = weights.load(tmp_path / "ViT.npz")
+  model, params = loaded.model, loaded.variables["params"]
+  assert (model.width, model.depth, model.heads, model.mlp) == (8, 2, 2, 12)
+  assert (model.patch, model.num_classes) == (4, 5)
+  assert (model.act, model.epsilon, model.pool) == ("gelu", 1e-6, "tok")
+  second = "LayerNorm_2" if old else "LayerNorm_1"
+  np.testing.assert_array_equal(
+    params["encoder"]["blocks"]["norm2"]["bias"][1],
+    tensors[f"Transformer/encoderblock_1/{second}/bias"],
+  )
+  image = jax.ShapeDtypeStruct((1, 12, 12, 3), "float32")
+  logits, _ = jax.eval_shape(model.apply, loaded.variables, image)
+  assert logits.shape == (1, 5)
+  # It has no config: its names say what it is, in either format.
+  for format in weights.FORMATS:
+    path = weights.export(loaded, tmp_path / format, format=format)
+    assert not (path.parent / "config.json").exists()
+    opened = files.open_checkpoint(path.parent)
+    assert opened.shapes == {k: v.shape for k, v in tensors.items()}
+    for name, tensor in opened.tensors.items():
+      np.testing.assert_array_equal(tensor.read(), tensors[name])
+    again = weights.load(path.parent).variables
+    jax.tree.map(np.testing.assert_array_equal, again, loaded.variables)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_random_model_goes_out_and_comes_back_by_the_rules(tmp_path, old):
+  recipe = vit.build(checkpoint(tiny.google(old=old, side=2, depth=3)))
+  model = build.build("models", **recipe.model)
+  declared = flat(loading.rules.unbox(loading._declared(model, recipe)))
+  leaves = tiny.draw({name: x.shape for name, x in declared.items()})
+  written = rename.write(recipe.rules, leaves)
+  assert {k: v.shape for k, v in written.items()} == tiny.google(
+    old=old, side=2, depth=3
+  )
+  np.savez(tmp_path / "x.npz", **written)
+  again = flat(weights.load(tmp_path / "x.npz").variables)
+  assert again.keys() == leaves.keys()
+  for name, x in leaves.items():
+    np.testing.assert_array_equal(again[name], x)
+
+
+def test_positions_of_google_that_are_no_square():
+  shapes = tiny.google()
+  shapes["Transformer/posembed_input/pos_embedding"] = (1, 1 + 6, 8)
+  with pytest.raises(errors.InputError, match="6 positions are no square"):
+    vit.build(checkpoint(shapes))
