@@ -7,7 +7,11 @@ __all__ = ["__version__", "load"]
 
 
 def load(path: Any, **keywords: Any) -> Any:
-  """Loads a trained model from a workdir; see `mmjax.train.load`."""
+  """Loads a model from a workdir of ours or from a checkpoint of another library.
+
+  Returns:
+    (model, variables, preprocess); see `mmjax.train.load`.
+  """
   import importlib  # here, so that `import mmjax` does not import JAX
 
   module = importlib.import_module("mmjax.train.load")

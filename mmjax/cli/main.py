@@ -19,6 +19,7 @@ COMMANDS = {
   "train": "train (or resume) the experiment of a config file",
   "evaluate": "run the evaluators on the newest checkpoint of a workdir",
   "inspect": "show where every parameter lives on a mesh, and its bytes",
+  "weights": "import or export a checkpoint of another library",
 }
 
 _USAGE = """\
@@ -33,6 +34,7 @@ examples
   mmjax train --config experiments/emoji/siglip.py:locale=de,fold=2 \\
     --workdir runs/de --config.optimizer.lr=5e-4 --config.steps=2000
   mmjax evaluate --config experiments/emoji/siglip.py --workdir runs/emoji
+  mmjax weights import ~/downloads/vit-base-patch16-224 --to models/vit
 
 Words after the colon go to the config file (its first lines list them);
 --config.field=value replaces one field of the config that it returns.

@@ -1,4 +1,4 @@
-"""A trained model back from its workdir, to use in ten lines."""
+"""A model from a workdir or a foreign checkpoint, to use in ten lines."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from mmjax import errors
+from mmjax import errors, weights
 from mmjax.data import preprocess as preprocessing
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.setup import Run, setup
@@ -32,27 +32,28 @@ class Loaded(NamedTuple):
 
 
 def load(path: str | pathlib.Path, *, step: int | None = None) -> Loaded:
-  """Loads a model from the workdir of a run, onto one device.
+  """Loads a model from a workdir, or another library's checkpoint.
+
+  It comes onto one device; `mmjax.weights.load` takes a mesh.
 
       model, variables, preprocess = mmjax.load("runs/emoji")
       batch = preprocess(image=["cat.png"], text=["a cat", "a car"])
       image, text, scale = jax.jit(model.apply)(variables, **batch)
 
   Args:
-    path: workdir of `mmjax train`.
-    step: of the checkpoint; default the newest.
+    path: workdir of `mmjax train`; or a directory or file with weights, see
+      `mmjax.weights.files.open_checkpoint`.
+    step: of the workdir's checkpoint; default the newest.
 
   Raises:
-    InputError: no such workdir, or its config no longer fits this mmjax.
-    StorageError: it has no checkpoint of that step.
+    InputError: neither of both; a workdir whose config no longer fits this
+      mmjax; or a checkpoint that no table knows or that is not whole.
+    StorageError: the workdir has no checkpoint of that step.
   """
   folder = pathlib.Path(path).absolute()
-  if not (folder / "config.json").is_file():
-    raise errors.InputError(
-      f"load({str(path)!r}): there is no config.json in it; give the workdir "
-      "of a run of `mmjax train`."
-    )
-  config = json.loads((folder / "config.json").read_text())
+  config = _run_config(folder)
+  if config is None:
+    return _foreign(path, step)
   run = setup(
     {**config, "mesh": {"data": 1}},
     workdir=str(folder),
@@ -66,15 +67,67 @@ def load(path: str | pathlib.Path, *, step: int | None = None) -> Loaded:
   return Loaded(task.model, state.variables(), Preprocess.of(run))
 
 
+def _run_config(folder: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the config of a workdir, None if the folder is none."""
+  file = folder / "config.json"
+  if not file.is_file():
+    if not (folder / "checkpoints").is_dir():
+      return None
+    raise errors.InputError(
+      f"load({str(folder)!r}): there are checkpoints, but no config.json in "
+      "it; give the whole workdir of a run of `mmjax train`."
+    )
+  try:
+    config = json.loads(file.read_text())
+  except ValueError as e:
+    raise errors.InputError(
+      f"load({str(folder)!r}): its config.json is damaged ({e}); restore it."
+    ) from e
+  # The configs of other libraries may well have a task too, by name.
+  ours = isinstance(config, dict) and isinstance(config.get("task"), dict)
+  return config if ours or (folder / "checkpoints").is_dir() else None
+
+
+def _foreign(path: str | pathlib.Path, step: int | None) -> Loaded:
+  """Loads a checkpoint of another library."""
+  if step is not None:
+    raise errors.InputError(
+      f"load({str(path)!r}, step={step}): only a workdir of `mmjax train` has "
+      "steps, and this is none; leave it out."
+    )
+  model, variables, recipe = weights.load(path)
+  missing = {}
+  for key, (shape, dtype) in recipe.inputs.items():
+    if key in recipe.preprocess:
+      continue
+    axes = " ".join(map(str, shape[1:]))
+    missing[key] = (
+      f"preprocess {key}: mmjax has no operations that prepare it exactly as "
+      f"{str(path)!r} was trained; give arrays to the model yourself: {key} = "
+      f"{dtype} [B {axes}], as preprocessor_config.json or the model's card "
+      "says."
+    )
+  return Loaded(
+    model, variables, Preprocess(dict(recipe.preprocess), {}, missing)
+  )
+
+
 class Preprocess:
   """What the run's evaluators do to their examples, for examples of yours.
 
   Attributes:
     specs: {key: spec}; "image" and "text" for a dual encoder.
+    missing: {key: why there is no spec}; what is raised if it is wanted.
   """
 
-  def __init__(self, specs: dict[str, str], tokenizers: Any) -> None:
+  def __init__(
+    self,
+    specs: dict[str, str],
+    tokenizers: Any,
+    missing: dict[str, str] | None = None,
+  ) -> None:
     self.specs = specs
+    self.missing = missing or {}
     self._ops = {
       key: preprocessing.parse(spec, tokenizers) for key, spec in specs.items()
     }
@@ -103,12 +156,16 @@ class Preprocess:
       {key: array whose first axis is the list's}; images float32 in [-1, 1].
 
     Raises:
-      InputError: unknown key, or images that differ in size.
+      InputError: unknown key, one that cannot be prepared, or images that
+        differ in size.
     """
     batch = {}
     for key, values in examples.items():
       if key not in self._ops:
-        raise errors.unknown("preprocess keyword", key, self._ops)
+        if key in self.missing:
+          raise errors.InputError(self.missing[key])
+        known = {**self._ops, **self.missing}
+        raise errors.unknown("preprocess keyword", key, known)
       rng = np.random.default_rng(0)
       rows = [
         np.asarray(self._ops[key]({key: _read(key, x)}, rng)[key])
@@ -117,7 +174,7 @@ class Preprocess:
       if len({row.shape for row in rows}) != 1:
         raise errors.InputError(
           f"preprocess {key}: the examples differ in size or there are none; "
-          f"the run's spec is {self.specs[key]!r}, resize them before."
+          f"the spec is {self.specs[key]!r}, resize them before."
         )
       array = np.stack(rows)
       if array.dtype == np.uint8:

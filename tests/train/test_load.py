@@ -1,5 +1,10 @@
-"""A model from a workdir computes what the run's task computes."""
+"""A model from a workdir computes what the run's task computes.
 
+One from a foreign checkpoint computes what its table says.
+"""
+
+import importlib.util
+import json
 import pathlib
 
 import cv2
@@ -16,6 +21,11 @@ from mmjax.train import workdir as workdirs
 from mmjax.train.validate import resolve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+_spec = importlib.util.spec_from_file_location(
+  "tiny", ROOT / "tests" / "weights" / "tiny.py"
+)
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +91,13 @@ def test_the_same_embeddings_however_an_image_is_given(saved, tmp_path):
 
 def test_mistakes(saved, tmp_path):
   folder, run, _ = saved
+  with pytest.raises(errors.InputError, match="no weights in it"):
+    mmjax.load(tmp_path)
+  (tmp_path / "checkpoints").mkdir()
   with pytest.raises(errors.InputError, match=r"no config\.json"):
+    mmjax.load(tmp_path)
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(errors.InputError, match=r"config\.json is damaged"):
     mmjax.load(tmp_path)
   with pytest.raises(errors.StorageError, match=r"there are \[1\]"):
     mmjax.load(folder, step=5)
@@ -97,3 +113,31 @@ def test_mistakes(saved, tmp_path):
   images = [np.zeros((size, 8, 3), np.uint8) for size in (8, 9)]
   with pytest.raises(errors.InputError, match="differ in size"):
     preprocess(image=images)
+
+
+def test_a_foreign_checkpoint(tmp_path):
+  tiny.hub(tmp_path)
+  model, variables, preprocess = mmjax.load(tmp_path)
+  image = np.zeros((2, 24, 16, 3), np.float32)
+  logits, _ = jax.jit(model.apply)(variables, image=image)
+  assert logits.shape == (2, 5)
+  with pytest.raises(errors.InputError) as caught:
+    preprocess(image=[np.zeros((24, 16, 3), np.uint8)])
+  assert "give arrays to the model yourself" in str(caught.value)
+  assert "image = float32 [B 24 16 3]" in str(caught.value)
+  with pytest.raises(errors.InputError, match="Did you mean 'image'"):
+    preprocess(images=[])
+  with pytest.raises(errors.InputError, match=r"step=3.*only a workdir"):
+    mmjax.load(tmp_path, step=3)
+
+
+def test_a_foreign_checkpoint_whose_front_end_is_known(tmp_path):
+  tiny.hub(tmp_path)
+  said = dict(do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+  (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+  model, variables, preprocess = mmjax.load(tmp_path)
+  pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
+  batch = preprocess(image=[pixels])
+  want = (pixels[None] / 255 - 0.5) / 0.5
+  np.testing.assert_allclose(batch["image"], want, atol=1e-6)
+  jax.jit(model.apply)(variables, **batch)
