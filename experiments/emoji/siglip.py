@@ -114,7 +114,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       data=dict(source, split="test"),
       image_pp="decode|resize(32)|keep('image')",
       text_pp=f"tokenize('emoji', key='text', length={length})|keep('text')",
-      label="group",  # ten: animals-nature, flags, food-drink, ...
+      label="group",  # nine: animals-nature, flags, food-drink, ...
       templates=("{}", "{}: symbol", "{}: picture"),
       batch_size=200,
       ks=(1, 5),
