@@ -13,6 +13,7 @@ is optional (`pip install torch==2.13.0`): without it only mmjax is timed.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import multiprocessing
@@ -188,9 +189,10 @@ class Remote:
 
 def _serve(pipe: Any, make: Any, args: tuple[Any, ...]) -> None:
   contestant = make(*args)
-  while True:
-    method, given = pipe.recv()
-    pipe.send(getattr(contestant, method)(*given))
+  with contextlib.suppress(EOFError):  # the caller has ended
+    while True:
+      method, given = pipe.recv()
+      pipe.send(getattr(contestant, method)(*given))
 
 
 def seconds(step: Callable[[], Any], steps: int) -> float:
