@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   c = ml_collections.ConfigDict()
   c.seed = 0
-  c.steps = 1100
+  c.steps = 1000
   c.batch_size = 128
   c.mesh = dict(data=-1, fsdp=1, tensor=1)
   c.dtype = "float32"
