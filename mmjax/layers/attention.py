@@ -1,13 +1,14 @@
 """Multi-head attention as a layer: projections around the one door."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mmjax import errors
+from mmjax.layers.position import rotate
 from mmjax.ops import attention as ops
 from mmjax.ops.masks import Mask
 from mmjax.parallel import rules
@@ -80,6 +81,13 @@ def project(
   return found
 
 
+class KV(NamedTuple):
+  """The keys and values of one attention layer, each [B S K H]."""
+
+  k: jax.Array
+  v: jax.Array
+
+
 class Attention(nn.Module):
   """Self- or cross-attention with its four projections.
 
@@ -91,7 +99,10 @@ class Attention(nn.Module):
     kv_heads: K, key heads, a divisor of N; None is N.
     dtype: of the computation; parameters and softmax are float32.
     dropout: rate on the attention weights.
-    use_bias: of the projections.
+    biases: which projections have one: letters of "qkvo".
+    scale: of the products; None is H**-0.5.
+    softcap: of the scores, see `ops.attention`.
+    rotary: theta of rotary positions; None is none.
     impl: implementation of `ops.attention`; None is the best that runs.
   """
 
@@ -100,7 +111,10 @@ class Attention(nn.Module):
   kv_heads: int | None = None
   dtype: Any = jnp.float32
   dropout: float = 0.0
-  use_bias: bool = True
+  biases: str = "qkvo"
+  scale: float | None = None
+  softcap: float | None = None
+  rotary: float | None = None
   impl: str | None = None
 
   @nn.compact
@@ -110,11 +124,32 @@ class Attention(nn.Module):
     x_kv: jax.Array | None = None,
     mask: Mask | None = None,
     deterministic: bool = True,
-  ) -> jax.Array:
+    *,
+    bias: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    cache: KV | None = None,
+    slot: jax.Array | None = None,
+  ) -> Any:
     """Attends from x_q [B T D] to x_kv [B S D'] (None: to x_q).
 
+    With a cache, x_q may be the next tokens only:
+    - x_kv None and a slot: their keys and values are written to the cache from
+      there on, and they attend to all of it, where the mask allows;
+    - x_kv None and no slot: they attend to the cache as it is (the memory of
+      cross-attention);
+    - x_kv given: they attend to it, and its keys and values are the new cache.
+
+    Args:
+      x_q, x_kv: tokens.
+      mask: over queries and keys, those of the cache if there is one.
+      deterministic: no dropout.
+      bias: added to the scores, [B|1 N|1 T S].
+      positions: int32 [B|1 T] of x_q, for rotary positions; None is 0, 1, ...
+      cache: keys and values of this layer.
+      slot: int32 scalar.
+
     Returns:
-      [B T D].
+      [B T D]; with a cache, also the new cache.
 
     Raises:
       InputError: D is no multiple of the heads and head_dim is not given.
@@ -132,34 +167,52 @@ class Attention(nn.Module):
     # still live on its own device.
     kv_name = "kv_heads" if kv_heads > 1 else None
     query, key, value = (
-      Projection(n, head_dim, axis, self.dtype, self.use_bias, name=name)
-      for name, n, axis in (
-        ("query", self.heads, "heads"),
-        ("key", kv_heads, kv_name),
-        ("value", kv_heads, kv_name),
+      Projection(
+        n, head_dim, axis, self.dtype, letter in self.biases, name=name
+      )
+      for name, n, axis, letter in (
+        ("query", self.heads, "heads", "q"),
+        ("key", kv_heads, kv_name, "k"),
+        ("value", kv_heads, kv_name, "v"),
       )
     )
-    if x_kv is None and kv_heads == self.heads:
-      q, k, v = project(x_q, [query(width), key(width), value(width)], "heads")
-    else:
-      x_kv = x_q if x_kv is None else x_kv
+    if cache is not None and x_kv is None and slot is None:
       (q,) = project(x_q, [query(width)], "heads")
-      given = x_kv.shape[-1]
-      k, v = project(x_kv, [key(given), value(given)], kv_name)
-    out = self._attend(q, k, v, mask, kv_name, deterministic)
+      k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
+    else:
+      if x_kv is None and kv_heads == self.heads:
+        q, k, v = project(
+          x_q, [query(width), key(width), value(width)], "heads"
+        )
+      else:
+        x_kv = x_q if x_kv is None else x_kv
+        (q,) = project(x_q, [query(width)], "heads")
+        given = x_kv.shape[-1]
+        k, v = project(x_kv, [key(given), value(given)], kv_name)
+      if self.rotary is not None:
+        if positions is None:
+          positions = jnp.arange(x_q.shape[1], dtype=jnp.int32)[None]
+        q = rotate(q, positions, self.rotary)
+        k = rotate(k, positions, self.rotary)
+      if cache is not None:
+        cache = _written(cache, k, v, slot)
+        if slot is not None:
+          k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
+    out = self._attend(q, k, v, mask, bias, kv_name, deterministic)
 
     out = nn.DenseGeneral(
       width,
       axis=(-2, -1),
       dtype=self.dtype,
-      use_bias=self.use_bias,
+      use_bias="o" in self.biases,
       kernel_init=rules.with_axes(
         nn.initializers.xavier_uniform(), ("heads", "head_dim", "embed")
       ),
       bias_init=rules.with_axes(nn.initializers.zeros, ("norm",)),
       name="out",
     )(out)
-    return rules.constrain(out, "batch", "length", "embed")
+    out = rules.constrain(out, "batch", "length", "embed")
+    return out if cache is None else (out, cache)
 
   def _attend(
     self,
@@ -167,6 +220,7 @@ class Attention(nn.Module):
     k: jax.Array,
     v: jax.Array,
     mask: Mask | None,
+    bias: jax.Array | None,
     kv_name: str | None,
     deterministic: bool,
   ) -> jax.Array:
@@ -175,12 +229,15 @@ class Attention(nn.Module):
     if rate > 0.0:
       keys = ops.dropout_keys(self.make_rng("dropout"), q.shape[0], self.heads)
 
-    def attend(q, k, v, mask, keys):
+    def attend(q, k, v, mask, bias, keys):
       return ops.attention(
         q,
         k,
         v,
         mask=mask,
+        bias=bias,
+        scale=self.scale,
+        softcap=self.softcap,
         dropout_rate=rate,
         dropout_rng=keys,
         impl=self.impl,
@@ -188,8 +245,35 @@ class Attention(nn.Module):
 
     q_names = ("batch", None, "heads", None)
     kv_names = ("batch", None, kv_name, None)
+    bias_names = None
+    if bias is not None:
+      bias_names = tuple(
+        name if size > 1 else None
+        for name, size in zip(("batch", "heads"), bias.shape, strict=False)
+      )
     return rules.per_shard(
       attend,
-      [q_names, kv_names, kv_names, ("batch",), ("batch", "heads")],
+      [
+        q_names,
+        kv_names,
+        kv_names,
+        ("batch",),
+        bias_names,
+        ("batch", "heads"),
+      ],
       q_names,
-    )(q, k, v, mask, keys)
+    )(q, k, v, mask, bias, keys)
+
+
+def _written(
+  cache: KV, k: jax.Array, v: jax.Array, slot: jax.Array | None
+) -> KV:
+  """Returns the cache with k and v [B T K H] from a slot on, or in place."""
+  k, v = k.astype(cache.k.dtype), v.astype(cache.v.dtype)
+  if slot is None:
+    return KV(k, v)
+  at = (0, slot, 0, 0)
+  return KV(
+    jax.lax.dynamic_update_slice(cache.k, k, at),
+    jax.lax.dynamic_update_slice(cache.v, v, at),
+  )

@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
   "quick_gelu": quick_gelu,
   "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
 }
 
 
@@ -39,39 +40,50 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 class MLP(nn.Module):
   """Two dense layers with an activation between: D -> F -> D.
 
+  Gated, the hidden units are act(x gate) (x up) ("GLU variants improve
+  Transformer", Shazeer 2020).
+
   Attributes:
     hidden: F.
     act: name of the activation, see `ACTIVATIONS`.
+    gated: whether there is a gate.
+    use_bias: of the dense layers.
     dropout: rate after the activation.
     dtype: of the computation; parameters are float32.
   """
 
   hidden: int
   act: str = "gelu"
+  gated: bool = False
+  use_bias: bool = True
   dropout: float = 0.0
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
     """Maps [B T D] to [B T D]."""
-    kernel = nn.initializers.xavier_uniform()
-    bias = nn.initializers.normal(1e-6)
     width = x.shape[-1]
-    x = nn.Dense(
-      self.hidden,
-      dtype=self.dtype,
-      kernel_init=rules.with_axes(kernel, ("embed", "mlp")),
-      bias_init=rules.with_axes(bias, ("mlp",)),
-      name="up",
-    )(x)
-    x = rules.constrain(x, "batch", "length", "mlp")
-    x = activation(self.act)(x)
-    x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-    x = nn.Dense(
-      width,
-      dtype=self.dtype,
-      kernel_init=rules.with_axes(kernel, ("mlp", "embed")),
-      bias_init=rules.with_axes(bias, ("norm",)),
-      name="down",
-    )(x)
+    act = activation(self.act)
+    hidden = self._dense(x, "up", self.hidden, ("embed", "mlp"))
+    if self.gated:
+      gate = self._dense(x, "gate", self.hidden, ("embed", "mlp"))
+      hidden = act(gate) * hidden
+    else:
+      hidden = act(hidden)
+    hidden = rules.constrain(hidden, "batch", "length", "mlp")
+    hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
+    x = self._dense(hidden, "down", width, ("mlp", "embed"))
     return rules.constrain(x, "batch", "length", "embed")
+
+  def _dense(
+    self, x: jax.Array, name: str, features: int, axes: tuple[str, str]
+  ) -> jax.Array:
+    bias_axis = "norm" if axes[1] == "embed" else axes[1]
+    return nn.Dense(
+      features,
+      use_bias=self.use_bias,
+      dtype=self.dtype,
+      kernel_init=rules.with_axes(nn.initializers.xavier_uniform(), axes),
+      bias_init=rules.with_axes(nn.initializers.normal(1e-6), (bias_axis,)),
+      name=name,
+    )(x)

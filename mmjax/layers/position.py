@@ -1,4 +1,4 @@
-"""Where a token stands: learned and sine-cosine position embeddings."""
+"""Where a token stands: learned, sine-cosine, rotary and relative positions."""
 
 import flax.linen as nn
 import jax
@@ -43,6 +43,111 @@ def sincos2d(
   y = y.reshape(-1, 1) * frequencies.reshape(1, -1)
   table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
   return table.astype(np.float32)
+
+
+def sincos1d(length: int, width: int) -> np.ndarray:
+  """Computes Whisper's fixed embeddings of a sequence, float32 [T D].
+
+  Half of the width each for sin and cos, at D/2 frequencies that fall from 1
+  to 1/10,000 ("Robust speech recognition", Radford et al. 2022).
+
+  Raises:
+    InputError: width is no multiple of 2, or below 4.
+  """
+  if width % 2 or width < 4:
+    raise errors.InputError(
+      f"width = {width}: sincos1d needs a multiple of 2 from 4 on; change it."
+    )
+  half = width // 2
+  frequencies = np.exp(-np.log(10_000.0) / (half - 1) * np.arange(half))
+  angles = np.arange(length)[:, None] * frequencies[None]
+  table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+  return table.astype(np.float32)
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+  """Turns queries or keys by their positions ("RoFormer", Su et al. 2021).
+
+  Entry h of the first half and of the second half are a pair, turned by
+  positions / theta**(2h/H), in float32.
+
+  Args:
+    x: [B T N H], H even.
+    positions: int32 [B|1 T].
+    theta: 10,000 in most models.
+
+  Returns:
+    [B T N H] in the dtype of x.
+  """
+  half = x.shape[-1] // 2
+  frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angles = positions[:, :, None, None].astype(jnp.float32)
+  angles = angles * frequencies[None, None, None, :]
+  sin, cos = jnp.sin(angles), jnp.cos(angles)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return out.astype(x.dtype)
+
+
+def relative_buckets(
+  distance: jax.Array, buckets: int, max_distance: int, bidirectional: bool
+) -> jax.Array:
+  """Sorts distances, key minus query, into buckets (T5, Raffel et al. 2020).
+
+  Half of the buckets are single distances, the others grow as a logarithm up
+  to max_distance. Bidirectional, half of all are for keys after the query;
+  else those fall into bucket 0.
+
+  Returns:
+    int32, of the shape of distance.
+  """
+  found = jnp.zeros_like(distance)
+  if bidirectional:
+    buckets //= 2
+    found = jnp.where(distance > 0, buckets, 0)
+    distance = jnp.abs(distance)
+  else:
+    distance = -jnp.minimum(distance, 0)
+  single = buckets // 2
+  ratio = jnp.maximum(distance, 1).astype(jnp.float32) / single
+  far = jnp.log(ratio) / np.log(max_distance / single) * (buckets - single)
+  far = jnp.minimum(single + far.astype(jnp.int32), buckets - 1)
+  return found + jnp.where(distance < single, distance, far)
+
+
+class RelativeBias(nn.Module):
+  """A learned bias of the scores for each bucket of distance and each head.
+
+  Attributes:
+    heads: N.
+    buckets, max_distance, bidirectional: see `relative_buckets`.
+  """
+
+  heads: int
+  buckets: int = 32
+  max_distance: int = 128
+  bidirectional: bool = True
+
+  @nn.compact
+  def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns the bias, float32 [B|1 N T S].
+
+    Args:
+      queries: positions, int32 [B|1 T].
+      keys: positions, int32 [B|1 S].
+    """
+    table = self.param(
+      "table",
+      rules.with_axes(nn.initializers.normal(0.02), (None, "heads")),
+      (self.buckets, self.heads),
+    )
+    found = relative_buckets(
+      keys[:, None, :] - queries[:, :, None],
+      self.buckets,
+      self.max_distance,
+      self.bidirectional,
+    )
+    return jnp.moveaxis(jnp.take(table, found, axis=0), 3, 1)
 
 
 class LearnedGrid(nn.Module):

@@ -1,4 +1,4 @@
-"""Transformer blocks, and stacks of them by scan and rematerialisation."""
+"""Stacks of Transformer blocks by scan and rematerialisation."""
 
 import functools
 from typing import Any
@@ -8,11 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import errors
-from mmjax.layers.attention import Attention
-from mmjax.layers.mlp import MLP
-from mmjax.layers.norm import layer_norm
+from mmjax.layers.block import ORDERS, Block, Cache, Context, Cycle, Spec
 from mmjax.ops.masks import Mask
-from mmjax.parallel import rules
 
 # Width, depth, heads and mlp of the encoders that papers name by letter.
 SIZES: dict[str, dict[str, int]] = {
@@ -43,95 +40,24 @@ REMAT = {
 }
 
 
-class Block(nn.Module):
-  """Pre-norm Transformer block: x + attention(norm x), then x + mlp(norm x).
-
-  "Learning deep Transformer models", Wang et al. 2019. Stochastic depth drops
-  a whole branch for an example ("Deep networks with stochastic depth", Huang
-  et al. 2016).
-
-  Attributes:
-    heads: N.
-    mlp: F.
-    act: name of the activation.
-    dropout: rate on attention weights, hidden units and branch outputs.
-    epsilon: of the norms.
-    dtype: of the computation.
-  """
-
-  heads: int
-  mlp: int
-  act: str = "gelu"
-  dropout: float = 0.0
-  epsilon: float = 1e-6
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    drop_path: jax.Array | None = None,
-    mask: Mask | None = None,
-    deterministic: bool = True,
-  ) -> tuple[jax.Array, None]:
-    """Maps tokens [B T D] to tokens [B T D].
-
-    Args:
-      x: tokens.
-      drop_path: scalar, the probability of dropping a branch; None is 0.
-      mask: which token sees which.
-      deterministic: no dropout at all.
-
-    Returns:
-      The tokens, and None: the carry and output that `scan` wants.
-    """
-    norm = functools.partial(layer_norm, epsilon=self.epsilon, dtype=self.dtype)
-
-    def branch(y):
-      y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
-      if drop_path is None or deterministic:
-        return y
-      keep = jax.random.bernoulli(
-        self.make_rng("dropout"), 1.0 - drop_path, (y.shape[0], 1, 1)
-      )
-      return jnp.where(keep, y / (1.0 - drop_path).astype(y.dtype), 0.0)
-
-    y = Attention(
-      self.heads, dtype=self.dtype, dropout=self.dropout, name="attention"
-    )(norm(name="norm1")(x), None, mask, deterministic)
-    x = x + branch(y)
-    y = MLP(
-      self.mlp,
-      act=self.act,
-      dropout=self.dropout,
-      dtype=self.dtype,
-      name="mlp",
-    )(norm(name="norm2")(x), deterministic)
-    x = x + branch(y)
-    return rules.constrain(x, "batch", "length", "embed"), None
-
-
 class Stack(nn.Module):
   """Blocks one after the other; their parameters are stacked [depth ...].
 
   Attributes:
+    spec: of each block.
     depth: number of blocks; 0 has no parameters and returns its input.
-    heads, mlp, act, dropout, epsilon, dtype: of each `Block`.
     drop_path: rate of stochastic depth of the last block; it grows from 0
       linearly with depth.
+    dtype: of the computation.
     scan: a loop over the blocks, which compiles once for all depths; False
       unrolls it, over the same parameters.
     remat: what the backward pass keeps: "none" recomputes nothing, "full"
       everything, "dots" all but products with weights.
   """
 
+  spec: Spec
   depth: int
-  heads: int
-  mlp: int
-  act: str = "gelu"
-  dropout: float = 0.0
   drop_path: float = 0.0
-  epsilon: float = 1e-6
   dtype: Any = jnp.float32
   scan: bool = True
   remat: str = "none"
@@ -140,47 +66,90 @@ class Stack(nn.Module):
   def __call__(
     self,
     x: jax.Array,
-    mask: Mask | None = None,
+    mask: Mask | tuple[Mask, ...] | None = None,
     deterministic: bool = True,
-  ) -> jax.Array:
+    *,
+    bias: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    memory: jax.Array | None = None,
+    memory_mask: Mask | None = None,
+    cache: Cache | None = None,
+    slot: jax.Array | None = None,
+  ) -> Any:
     """Maps tokens [B T D] to tokens [B T D].
 
+    Args:
+      x: tokens.
+      mask: of all blocks; or C masks, of blocks 0 to C-1, C to 2C-1, ... (the
+        dense and banded layers of GPT-3): parameters then stand in
+        "blocks/block0", ... [depth/C ...].
+      deterministic: no dropout.
+      bias, positions, memory, memory_mask, slot: see `Context`.
+      cache: see `make_cache`.
+
+    Returns:
+      [B T D]; with a cache, also the new cache.
+
     Raises:
-      InputError: unknown remat policy.
+      InputError: unknown remat policy or order, or a depth that is no multiple
+        of the number of masks.
     """
     if self.remat not in REMAT:
       raise errors.unknown("remat", self.remat, REMAT)
-    if not self.depth:
-      return x  # a scan of length 0 would make arrays of size 0
-    block: Any = Block
+    if self.spec.order not in ORDERS:
+      raise errors.unknown("order", self.spec.order, ORDERS)
+    if not self.depth:  # a scan of length 0 would make arrays of size 0
+      return x if cache is None else (x, cache)
+    if isinstance(mask, tuple) and len(mask) == 1:
+      mask = mask[0]
+    cycle = len(mask) if isinstance(mask, tuple) else 1
+    if self.depth % cycle:
+      raise errors.InputError(
+        f"depth = {self.depth} is no multiple of the {cycle} masks that its "
+        "blocks take in turn; change one of them."
+      )
+    make = functools.partial(
+      Context,
+      bias=bias,
+      positions=positions,
+      memory=memory,
+      memory_mask=memory_mask,
+      slot=slot,
+    )
+    context: Any = (
+      tuple(map(make, mask)) if isinstance(mask, tuple) else make(mask)
+    )
+    rates = None
+    if self.drop_path > 0.0:
+      rates = jnp.linspace(0.0, self.drop_path, self.depth)
+    if cycle > 1:
+      rates, cache = jax.tree.map(
+        lambda a: a.reshape(-1, cycle, *a.shape[1:]), (rates, cache)
+      )
+    block: Any = Block if cycle == 1 else Cycle
     if self.remat != "none":
       # In a loop nothing can be merged across its boundary; unrolled, the
       # compiler would merge the recomputation with the original.
       block = nn.remat(
-        Block,
+        block,
         policy=REMAT[self.remat],
         prevent_cse=not self.scan,
-        static_argnums=(4,),
+        static_argnums=(5,),
       )
-    rates = None
-    if self.drop_path > 0.0:
-      rates = jnp.linspace(0.0, self.drop_path, self.depth)
-    in_axes: Any = (0, nn.broadcast, nn.broadcast)
-    x, _ = nn.scan(
+    length = self.depth // cycle
+    in_axes: Any = (0, 0, nn.broadcast, nn.broadcast)
+    args = (self.spec,) if cycle == 1 else (self.spec, cycle)
+    x, new = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True, "dropout": True},
       in_axes=in_axes,
-      length=self.depth,
-      unroll=1 if self.scan else self.depth,
+      length=length,
+      unroll=1 if self.scan else length,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )(
-      self.heads,
-      self.mlp,
-      act=self.act,
-      dropout=self.dropout,
-      epsilon=self.epsilon,
-      dtype=self.dtype,
-      name="blocks",
-    )(x, rates, mask, deterministic)
-    return x
+      *args, dtype=self.dtype, name="blocks"
+    )(x, rates, cache, context, deterministic)
+    if cycle > 1:
+      new = jax.tree.map(lambda a: a.reshape(self.depth, *a.shape[2:]), new)
+    return x if cache is None else (x, new)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers import pool as pooling
+from mmjax.layers.block import Spec
 from mmjax.layers.embed import TokenEmbed
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
@@ -43,6 +44,7 @@ class TextEncoder(nn.Module):
   pad_id: int = 0
   mask_pad: bool = True
   eot_id: int | None = None
+  norm_pooled: bool = False
   act: str = "gelu"
   epsilon: float = 1e-6
   dropout: float = 0.0
@@ -83,20 +85,24 @@ class TextEncoder(nn.Module):
     if self.causal:
       mask = masks.Causal() if mask is None else masks.Causal() & mask
     x = Stack(
+      Spec(
+        self.heads,
+        self.mlp,
+        act=self.act,
+        epsilon=self.epsilon,
+        dropout=self.dropout,
+      ),
       self.depth,
-      self.heads,
-      self.mlp,
-      act=self.act,
-      dropout=self.dropout,
       drop_path=self.drop_path,
-      epsilon=self.epsilon,
       dtype=self.dtype,
       scan=self.scan,
       remat=self.remat,
       name="encoder",
     )(x, mask, not train)
-    x = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
-    return self._pooled(x, tokens, lengths)
+    norm = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name="norm")
+    if self.norm_pooled:
+      return norm(self._pooled(x, tokens, lengths))
+    return self._pooled(norm(x), tokens, lengths)
 
   def _pooled(
     self, x: jax.Array, tokens: jax.Array, lengths: jax.Array | None
@@ -144,6 +150,7 @@ def build(
   pad_id: int = 0,
   mask_pad: bool = True,
   eot_id: int | None = None,
+  norm_pooled: bool = False,
   act: str = "gelu",
   epsilon: float = 1e-6,
   dropout: float = 0.0,
@@ -167,6 +174,9 @@ def build(
     mask_pad: padding is not seen, nor counted by the pool.
     eot_id: where pool "eot" reads, at its first place; None is the greatest
       id in the text, as in OpenAI's vocabulary.
+    norm_pooled: the last norm comes after the pool. Tokens then count by
+      their length, so that words seen seldom, whose embeddings are still
+      short, count little.
     act: "gelu" (tanh), "gelu_exact", "quick_gelu".
     epsilon: of the norms; 1e-6 in Google's models, 1e-5 in CLIP.
     dropout: rate. drop_path: rate of stochastic depth of the last block.
@@ -202,6 +212,7 @@ def build(
     pad_id=pad_id,
     mask_pad=mask_pad,
     eot_id=eot_id,
+    norm_pooled=norm_pooled,
     act=act,
     epsilon=epsilon,
     dropout=dropout,

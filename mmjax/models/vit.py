@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers import pool as pooling
+from mmjax.layers.block import Spec
 from mmjax.layers.embed import ConvStem, Patches
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
@@ -86,13 +87,15 @@ class ViT(nn.Module):
     x = rules.constrain(x, "batch", "length", "embed")
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
     x = Stack(
+      Spec(
+        self.heads,
+        self.mlp,
+        act=self.act,
+        epsilon=self.epsilon,
+        dropout=self.dropout,
+      ),
       self.depth,
-      self.heads,
-      self.mlp,
-      act=self.act,
-      dropout=self.dropout,
       drop_path=self.drop_path,
-      epsilon=self.epsilon,
       dtype=self.dtype,
       scan=self.scan,
       remat=self.remat,

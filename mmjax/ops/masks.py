@@ -138,6 +138,45 @@ class Segments(Mask):
     return (q == k) & (q != self.pad_id)
 
 
+@_spec(data=("valid",))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Keys(Mask):
+  """Row b sees its keys where valid[b] is true, wherever they stand.
+
+  valid: bool [B S]; integers count as true unless they are 0.
+  """
+
+  valid: Any
+
+  def allowed(self, q_index, k_index, batch_index):
+    valid = jnp.asarray(self.valid)[batch_index, k_index]
+    return (valid != 0) & (q_index >= 0)
+
+
+@_spec(data=("q_positions", "kv_positions"), meta=("left",))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Positions(Mask):
+  """Causal by given positions: a query sees keys 0 <= kv <= q of its row.
+
+  For sequences that are padded on the left and for caches: a key at position
+  -1 (padding, or a slot not yet written) is never seen, and a query at -1 sees
+  no key.
+
+  q_positions: int32 [B T]; kv_positions: int32 [B S]. left: None, or how far
+  back a query sees: q - left <= kv, as in `Local`.
+  """
+
+  q_positions: Any
+  kv_positions: Any
+  left: int | None = None
+
+  def allowed(self, q_index, k_index, batch_index):
+    q = jnp.asarray(self.q_positions)[batch_index, q_index]
+    k = jnp.asarray(self.kv_positions)[batch_index, k_index]
+    seen = (k >= 0) & (k <= q)
+    return seen if self.left is None else seen & (k >= q - self.left)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pair(Mask):
   a: Mask
@@ -175,6 +214,13 @@ def check(mask: Mask, batch: int, length_q: int, length_k: int) -> None:
     wanted = {"lengths": (batch,)}
   elif isinstance(mask, Segments):
     wanted = {"q_ids": (batch, length_q), "kv_ids": (batch, length_k)}
+  elif isinstance(mask, Keys):
+    wanted = {"valid": (batch, length_k)}
+  elif isinstance(mask, Positions):
+    wanted = {
+      "q_positions": (batch, length_q),
+      "kv_positions": (batch, length_k),
+    }
   for field, shape in wanted.items():
     got = tuple(getattr(mask, field).shape)
     if got != shape:

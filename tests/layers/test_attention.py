@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mmjax import errors
-from mmjax.layers.attention import Attention
+from mmjax.layers.attention import KV, Attention
 from mmjax.ops import masks
 from mmjax.ops.attention import attention
 from mmjax.parallel import mesh, rules
@@ -53,3 +53,51 @@ def test_same_on_a_mesh_with_dropout_and_a_mask(key, kv_heads):
     np.testing.assert_allclose(a, np.asarray(b), atol=1e-6)
   still = layer.apply(params, x, None, mask)
   assert np.abs(still - want[1]).max() > 1e-3
+
+
+def test_a_cache_gives_what_the_whole_gives(key):
+  """Token by token with a cache, padded on the left, as all at once."""
+  layer = Attention(4, kv_heads=2, rotary=100.0, softcap=3.0, biases="qv")
+  x = jax.random.normal(key, (2, 5, 16))
+  positions = jnp.array([[0, 1, 2, 3, 4], [-1, -1, 0, 1, 2]])
+  bias = jax.random.normal(key, (1, 4, 5, 5))
+  mask = masks.Positions(positions, positions, left=2)
+  params = nn.unbox(jax.jit(layer.init)(key, x))
+  assert "bias" not in params["params"]["key"]
+  assert "bias" not in params["params"]["out"]
+  want = layer.apply(params, x, None, mask, bias=bias, positions=positions)
+  cache = KV(*jnp.zeros((2, 2, 5, 2, 4)))
+
+  @jax.jit
+  def step(cache, x, slot):
+    at = jax.lax.dynamic_slice_in_dim(positions, slot, x.shape[1], 1)
+    seen = jnp.where(jnp.arange(5)[None] < slot + x.shape[1], positions, -1)
+    return layer.apply(
+      params,
+      x,
+      None,
+      masks.Positions(at, seen, left=2),
+      bias=jax.lax.dynamic_slice_in_dim(bias, slot, x.shape[1], 2),
+      positions=at,
+      cache=cache,
+      slot=slot,
+    )
+
+  for start, stop in ((0, 2), (2, 3), (3, 4), (4, 5)):
+    got, cache = step(cache, x[:, start:stop], start)
+    np.testing.assert_allclose(got, want[:, start:stop], atol=1e-5)
+  assert (np.asarray(want)[1, :2] == 0).all()
+
+
+def test_memory_is_kept_in_the_cache(key):
+  layer = Attention(4)
+  x, memory = jax.random.normal(key, (2, 2, 3, 16))
+  mask = masks.Keys(jnp.array([[0, 1, 1], [1, 1, 0]]))
+  empty = KV(*jnp.zeros((2, 2, 3, 4, 4)))
+  params = nn.unbox(jax.jit(layer.init)(key, x, memory))
+  want = layer.apply(params, x, memory, mask)
+  first, cache = layer.apply(params, x, memory, mask, cache=empty)
+  second, same = layer.apply(params, x, None, mask, cache=cache)
+  np.testing.assert_array_equal(first, want)
+  np.testing.assert_allclose(second, want, atol=1e-6)
+  np.testing.assert_array_equal(same.k, cache.k)

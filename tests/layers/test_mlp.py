@@ -22,6 +22,7 @@ X = np.linspace(-4, 4, 41)
       ),
     ),
     ("gelu_exact", lambda x: x / 2 * (1 + math.erf(x / 2**0.5))),
+    ("silu", lambda x: x / (1 + math.exp(-x))),
     ("quick_gelu", lambda x: x / (1 + math.exp(-1.702 * x))),
   ],
 )
@@ -48,6 +49,19 @@ def test_mlp_is_two_dense_layers(key):
   h = h * 0.5 * (1 + np.vectorize(math.erf)(h / 2**0.5))
   want = h @ down["kernel"] + down["bias"]
   np.testing.assert_allclose(y, want, atol=1e-5)
+
+
+def test_gated_mlp_multiplies_by_the_gate(key):
+  x = jax.random.normal(key, (2, 3, 8))
+  mlp = MLP(16, act="relu", gated=True, use_bias=False)
+  y, variables = jax.jit(mlp.init_with_output)(key, x)
+  p = jax.tree.map(np.asarray, nn.unbox(variables)["params"])
+  assert {name: list(v) for name, v in p.items()} == {
+    name: ["kernel"] for name in ("up", "gate", "down")
+  }
+  x = np.asarray(x)
+  hidden = np.maximum(x @ p["gate"]["kernel"], 0) * (x @ p["up"]["kernel"])
+  np.testing.assert_allclose(y, hidden @ p["down"]["kernel"], atol=1e-5)
 
 
 def test_dropout_needs_train(key):

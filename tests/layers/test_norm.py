@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from mmjax.layers.norm import layer_norm
+from mmjax import errors
+from mmjax.layers.norm import layer_norm, norm
 
 
 def test_equals_float64_and_computes_in_float32(key):
@@ -17,3 +19,29 @@ def test_equals_float64_and_computes_in_float32(key):
     np.testing.assert_allclose(y.astype(np.float32), want, atol=tolerance)
     assert variables["params"]["scale"].names == ("norm",)
     assert variables["params"]["scale"].unbox().dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  "kind, centred",
+  [("layer_no_bias", True), ("rms", False), ("rms_plus_one", False)],
+)
+def test_other_kinds_by_their_formulas(key, kind, centred):
+  rng = np.random.default_rng(1)
+  x, scale = 3.0 + rng.normal(size=(2, 3, 64)), rng.normal(size=64)
+  variables = {"params": {"scale": jnp.float32(scale)}}
+  got = norm(kind, epsilon=0.1).apply(variables, jnp.float32(x))
+  if centred:
+    x = x - x.mean(-1, keepdims=True)
+  want = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1)
+  want = want * (1 + scale if kind == "rms_plus_one" else scale)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  # At the start each scales by 1.
+  _, start = norm(kind).init_with_output(key, jnp.float32(x))
+  value = 0.0 if kind == "rms_plus_one" else 1.0
+  assert (start["params"]["scale"].unbox() == value).all()
+  assert list(start["params"]) == ["scale"]
+
+
+def test_unknown_kind_names_the_known():
+  with pytest.raises(errors.InputError, match=r"norm = 'rmsnorm'.*'rms'"):
+    norm("rmsnorm")

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from mmjax import errors
-from mmjax.layers.position import LearnedGrid, LearnedSequence, sincos2d
+from mmjax.layers.position import (
+  LearnedGrid,
+  LearnedSequence,
+  RelativeBias,
+  relative_buckets,
+  rotate,
+  sincos1d,
+  sincos2d,
+)
 
 
 def test_sincos2d_by_the_formula():
@@ -46,3 +54,57 @@ def test_learned_sequence_takes_shorter_ones_only(key):
   np.testing.assert_array_equal(module.apply(variables, 3, 4), table[:3])
   with pytest.raises(errors.InputError, match=r"sequence of 6 .*length = 5"):
     module.apply(variables, 6, 4)
+
+
+def test_sincos1d_by_the_formula():
+  table = sincos1d(5, 6)
+  assert table.shape == (5, 6) and table.dtype == np.float32
+  frequencies = (1.0, 0.01, 1e-4)
+  want = [
+    [f(t * w) for f in (math.sin, math.cos) for w in frequencies]
+    for t in range(5)
+  ]
+  np.testing.assert_allclose(table, want, atol=1e-6)
+  with pytest.raises(errors.InputError, match="width = 5"):
+    sincos1d(2, 5)
+
+
+def test_rotation_turns_pairs_and_sees_only_distances(key):
+  x = jax.random.normal(key, (1, 4, 2, 6))
+  positions = np.array([[0, 1, 5, 7]], np.int32)
+  got = np.asarray(rotate(x, positions, 100.0))
+  # A pair is a complex number, turned by exp(i position frequency).
+  pair = np.asarray(x[..., :3]) + 1j * np.asarray(x[..., 3:])
+  frequency = 100.0 ** -(np.arange(3) / 3)
+  pair = pair * np.exp(1j * positions[0][None, :, None, None] * frequency)
+  np.testing.assert_allclose(got[..., :3], pair.real, atol=1e-5)
+  np.testing.assert_allclose(got[..., 3:], pair.imag, atol=1e-5)
+  later = np.asarray(rotate(x, positions + 3, 100.0))
+  np.testing.assert_allclose(
+    np.einsum("btnh,bsnh->bnts", later, later),
+    np.einsum("btnh,bsnh->bnts", got, got),
+    atol=1e-4,
+  )
+
+
+def test_relative_buckets_of_t5():
+  # Recorded of T5Attention._relative_position_bucket, 8 buckets up to 20.
+  distance = np.array([[-30, -12, -7, -4, -3, -1, 0, 1, 2, 5, 9, 19, 40]])
+  got = relative_buckets(distance, 8, 20, bidirectional=True)
+  assert got.tolist() == [[3, 3, 3, 2, 2, 1, 0, 5, 6, 6, 7, 7, 7]]
+  got = relative_buckets(distance, 8, 20, bidirectional=False)
+  assert got.tolist() == [[7, 6, 5, 4, 3, 1, 0, 0, 0, 0, 0, 0, 0]]
+
+
+def test_relative_bias_reads_the_table(key):
+  bias = RelativeBias(heads=3, buckets=8, max_distance=20)
+  queries, keys = np.array([[0, 1], [4, 5]]), np.array([[0, 1, 9]] * 2)
+  out, variables = bias.init_with_output(key, queries, keys)
+  table = np.asarray(variables["params"]["table"].unbox())
+  assert out.shape == (2, 3, 2, 3)
+  for b in range(2):
+    for t in range(2):
+      for s in range(3):
+        distance = np.array([[keys[b, s] - queries[b, t]]])
+        bucket = int(relative_buckets(distance, 8, 20, True)[0, 0])
+        np.testing.assert_array_equal(out[b, :, t, s], table[bucket])

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from mmjax import errors
-from mmjax.layers.transformer import Block, Stack
+from mmjax.layers.block import Block, Spec
+from mmjax.layers.transformer import Stack
 from mmjax.ops import masks
 
-KW = dict(depth=3, heads=2, mlp=16)
+SPEC = Spec(heads=2, mlp=16)
+KW = dict(spec=SPEC, depth=3)
 
 
 def value_and_grad(stack, variables, x, key, train=False):
@@ -40,7 +42,7 @@ def test_stack_is_its_blocks_in_turn(key, x):
   variables = nn.unbox(boxed)
   assert np.abs(np.diff(kernel.unbox(), axis=0)).min(axis=(1, 2)).all()
   want = x
-  apply = jax.jit(Block(2, 16).apply)
+  apply = jax.jit(Block(SPEC).apply)
   for i in range(3):
     layer = jax.tree.map(lambda a, i=i: a[i], variables["params"]["blocks"])
     want, _ = apply({"params": layer}, want)
@@ -78,7 +80,7 @@ def test_scan_and_remat_change_nothing(key, plain, kw):
 
 def test_recomputation_draws_the_same_dropout(key, plain):
   variables, x, still = plain
-  kw = dict(KW, dropout=0.2, drop_path=0.3)
+  kw = dict(KW, spec=Spec(2, 16, dropout=0.2), drop_path=0.3)
   want = value_and_grad(Stack(**kw), variables, x, key, train=True)
   other = Stack(**kw, remat="full")
   close(value_and_grad(other, variables, x, key, train=True), want)
@@ -89,7 +91,7 @@ def test_remat_keeps_less(key, x):
   x = jnp.broadcast_to(x[:, :1], (2, 64, 8))
   sizes = {}
   for remat in ("none", "dots", "full"):
-    stack = Stack(depth=8, heads=2, mlp=32, remat=remat)
+    stack = Stack(Spec(2, 32), 8, remat=remat)
     variables = nn.unbox(jax.eval_shape(stack.init, key, x))
     f = lambda v, stack=stack: jnp.sum(stack.apply(v, x))  # noqa: E731
     compiled = jax.jit(jax.grad(f)).lower(variables).compile()
@@ -98,7 +100,7 @@ def test_remat_keeps_less(key, x):
 
 
 def test_stochastic_depth_drops_whole_branches(key):
-  block = Block(2, 16)
+  block = Block(SPEC)
   x = jax.random.normal(key, (64, 3, 8))
   variables = nn.unbox(jax.jit(block.init)(key, x))
   # Only the last bias of the mlp speaks: a branch is 1 or nothing.
@@ -107,7 +109,7 @@ def test_stochastic_depth_drops_whole_branches(key):
   mlp["bias"] = jnp.ones_like(mlp["bias"])
   apply = jax.jit(
     lambda rate: block.apply(
-      variables, x, rate, None, False, rngs={"dropout": key}
+      variables, x, rate, None, None, False, rngs={"dropout": key}
     )[0]
   )
   branch = apply(jnp.float32(0.75)) - x

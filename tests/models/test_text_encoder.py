@@ -87,3 +87,19 @@ def test_errors_name_the_field(key):
   model = text_encoder.build(**text_encoder.TINY)
   with pytest.raises(errors.InputError, match="length = 8"):
     model.init(key, jnp.ones((1, 9), jnp.int32))
+
+
+def test_norm_pooled_comes_after_the_pool(key):
+  """A token whose embedding is zero then counts for nothing but the mean."""
+  model = text_encoder.build(
+    **text_encoder.TINY | dict(depth=0, pool="mean", norm_pooled=True)
+  )
+  tokens = jnp.array([[3, 5, 0, 0]])
+  variables = nn.unbox(model.init(key, tokens))
+  p = variables["params"]
+  p["posemb"]["table"] = jnp.zeros_like(p["posemb"]["table"])
+  p["embedding"]["table"] = p["embedding"]["table"].at[5].set(0.0)
+  x = np.asarray(p["embedding"]["table"][3])
+  want = (x - x.mean()) / x.std()
+  got = model.apply(variables, tokens)[0]
+  np.testing.assert_allclose(got, want, rtol=1e-2)

@@ -28,6 +28,11 @@ def truth(mask, b, q, k):
       return q_ids[b][q] == kv_ids[b][k] and q_ids[b][q] != pad_id
     case masks.And(x, y):
       return truth(x, b, q, k) and truth(y, b, q, k)
+    case masks.Keys(valid):
+      return bool(valid[b][k])
+    case masks.Positions(q_positions, kv_positions, left):
+      at, seen = q_positions[b][q], kv_positions[b][k]
+      return 0 <= seen <= at and (left is None or at - seen <= left)
     case masks.Or(x, y):
       return truth(x, b, q, k) or truth(y, b, q, k)
 
@@ -46,6 +51,13 @@ leaves = st.one_of(
   st.builds(masks.Local, st.integers(-1, 3), st.integers(-1, 3)),
   st.builds(masks.KeyPadding, ids(1, B).map(lambda x: x[0] * 3)),
   st.builds(masks.Segments, ids(B, T), ids(B, S), st.integers(0, 1)),
+  st.builds(masks.Keys, ids(B, S)),
+  st.builds(
+    masks.Positions,
+    ids(B, T).map(lambda x: x * 2 - 1),
+    ids(B, S).map(lambda x: x * 2 - 1),
+    st.one_of(st.none(), st.integers(0, 2)),
+  ),
 )
 trees = st.recursive(
   leaves,

@@ -1,0 +1,87 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import errors
+from mmjax.layers.block import Block, Spec, make_cache
+from mmjax.layers.transformer import Stack
+from mmjax.ops import masks
+
+WIDTH = 8
+CROSS = Spec(2, 16, head_dim=6, cross=True, order="post", layer_scale=0.5)
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_block_adds_its_branches_in_order(key, order):
+  """With silent projections a block is its norms and biases."""
+  spec = Spec(2, 16, order=order, norm="rms", layer_scale=0.5)
+  x = jax.random.normal(key, (2, 3, WIDTH))
+  block = Block(spec)
+  p = nn.unbox(jax.jit(block.init)(key, x))["params"]
+  p = jax.tree.map(jnp.zeros_like, p)
+  p["attention"]["out"]["bias"] = jnp.arange(8.0)
+  p["mlp"]["down"]["bias"] = jnp.ones(8)
+  for name in ("1", "2"):
+    p[f"norm{name}"]["scale"] = 2 * jnp.ones(8)
+    p[f"layer_scale{name}"] = jnp.full(8, 0.25)
+  got, cache = block.apply({"params": p}, x)
+  assert cache is None
+  want = x
+  for branch in (np.arange(8.0), np.ones(8)):
+    want = want + 0.25 * branch[None, None]
+    if order == "post":
+      want = want / np.sqrt(np.square(want).mean(-1, keepdims=True) + 1e-6) * 2
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth, cycle", [(2, 1), (4, 2)])
+def test_a_stack_with_a_cache_gives_what_the_whole_gives(key, depth, cycle):
+  stack = Stack(CROSS, depth)
+  x = jax.random.normal(key, (2, 4, WIDTH))
+  memory = jax.random.normal(jax.random.key(1), (2, 3, 10))
+  seen = masks.Keys(jnp.array([[1, 1, 0], [0, 1, 1]]))
+  lefts = (None, 1)[:cycle]
+
+  def mask(q, k):
+    return tuple(masks.Positions(q, k, left) for left in lefts)
+
+  positions = jnp.tile(jnp.arange(4), (2, 1))
+  kw = dict(memory=memory, memory_mask=seen)
+  variables = nn.unbox(
+    jax.jit(lambda k: stack.init(k, x, mask(positions, positions), **kw))(key)
+  )
+  assert ("block1" in variables["params"]["blocks"]) == (cycle == 2)
+  want = stack.apply(variables, x, mask(positions, positions), **kw)
+  cache = make_cache(
+    CROSS, depth, width=WIDTH, batch=2, slots=4, memory=3, dtype=jnp.float32
+  )
+  for start, stop in ((0, 2), (2, 3), (3, 4)):
+    kv = jnp.where(positions < stop, positions, -1)
+    got, cache = stack.apply(
+      variables,
+      x[:, start:stop],
+      mask(positions[:, start:stop], kv),
+      memory=memory if start == 0 else None,
+      memory_mask=seen,
+      cache=cache,
+      slot=start,
+    )
+    np.testing.assert_allclose(got, want[:, start:stop], atol=1e-5)
+  if cycle == 2:  # the band is seen
+    alike = (masks.Positions(positions, positions),) * 2
+    other = stack.apply(variables, x, alike, **kw)
+    assert np.abs(other - want).max() > 1e-3
+
+
+def test_depth_must_be_a_multiple_of_the_masks(key):
+  x = jnp.ones((1, 2, WIDTH))
+  with pytest.raises(errors.InputError, match=r"depth = 3 .* 2 masks"):
+    Stack(Spec(2, 16), 3).init(key, x, (masks.Causal(), masks.Full()))
+
+
+def test_unknown_order_names_the_known(key):
+  x = jnp.ones((1, 2, WIDTH))
+  with pytest.raises(errors.InputError, match=r"order = 'past'.*'post'"):
+    Stack(Spec(2, 16, order="past"), 3).init(key, x)
