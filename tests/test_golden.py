@@ -33,8 +33,9 @@ def read(name):
 
 
 def hub(folder, config, tensors):
-  """Lays a case out as the model hub does."""
-  (folder / "config.json").write_text(json.dumps(config))
+  """Lays a case out as the model hub does; config {} is none."""
+  if config:
+    (folder / "config.json").write_text(json.dumps(config))
   save_file(tensors, folder / "model.safetensors")
   return folder
 

@@ -1,11 +1,12 @@
 """Checkpoints of other libraries, opened lazily: {name: tensor}, config.
 
 A checkpoint is a directory (config.json beside *.safetensors, possibly
-sharded, or *.bin) or a single file: .safetensors, .npz, .msgpack (Flax), .pt
-or .bin (PyTorch, read with weights-only loading). Nothing but names, shapes
+sharded, or *.bin) or a single file: .safetensors, .npz, .msgpack (Flax), .pt,
+.ckpt or .bin (PyTorch, read with weights-only loading). Nothing but names, shapes
 and dtypes is read until a tensor is asked for, where the format allows it.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -20,7 +21,7 @@ from flax import serialization, traverse_util
 
 from mmjax import errors
 
-SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pt", ".pth", ".ckpt", ".bin")
 # Names of the model's file on the hub: here, of PyTorch's, of Flax's.
 STEMS = ("model", "pytorch_model", "flax_model")
 CONFIG = "config.json"
@@ -89,19 +90,36 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
       f"weights path = {str(path)!r}: not a format that is known; known are "
       f"directories, and files that end in {', '.join(SUFFIXES)}."
     )
-  tensors: dict[str, Tensor] = {}
+  parts: dict[str, dict[str, Tensor]] = {}
   for file in files:
     try:
-      tensors.update(_READERS[file.suffix](file))
+      parts[file.stem] = _READERS[file.suffix](file)
     except errors.InputError:
       raise
     except Exception as e:
       raise errors.InputError(
         f"weights path = {str(file)!r}: it cannot be read ({e}); fetch it anew."
       ) from e
+  tensors = _joined(parts)
   if EMBEDDED in tensors:
     config = json.loads(str(tensors.pop(EMBEDDED).read()[()]))
   return Checkpoint(path, tensors, config, preprocessor)
+
+
+def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+  """Returns the tensors of all files, given by stem.
+
+  Files that share names are models of their own, such as an encoder.pt and a
+  decoder.pt: their stems go before the names, "encoder.blocks.input.w".
+  """
+  times = collections.Counter(n for part in parts.values() for n in part)
+  tensors: dict[str, Tensor] = {}
+  for stem, part in parts.items():
+    shared = any(times[name] > 1 for name in part if name != EMBEDDED)
+    prefix = f"{stem}." if shared else ""
+    for name, tensor in part.items():
+      tensors[name if name == EMBEDDED else prefix + name] = tensor
+  return tensors
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
@@ -281,5 +299,6 @@ _READERS: dict[str, Callable[[pathlib.Path], dict[str, Tensor]]] = {
   ".msgpack": _msgpack,
   ".pt": _torch,
   ".pth": _torch,
+  ".ckpt": _torch,
   ".bin": _torch,
 }

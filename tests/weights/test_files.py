@@ -107,7 +107,9 @@ def test_flax_msgpack(tmp_path, arrays):
   check(files.open_checkpoint(tmp_path), want)
 
 
-@pytest.mark.parametrize("name", ["x.pt", "x.pth", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+  "name", ["x.pt", "x.pth", "x.ckpt", "pytorch_model.bin"]
+)
 def test_pytorch_files_without_pytorch(tmp_path, monkeypatch, name):
   real = builtins.__import__
 
@@ -186,3 +188,17 @@ def test_opening_reads_no_tensor(tmp_path, suffix):
   # The measure is able to see it.
   assert tracemalloc.get_traced_memory()[1] >= big.nbytes
   tracemalloc.stop()
+
+
+def test_files_that_share_names_are_kept_apart_by_their_stems(tmp_path):
+  """A directory with an encoder.safetensors and a decoder.safetensors."""
+  for i, stem in enumerate(("encoder", "decoder")):
+    save_file({"w": np.float32([i])}, tmp_path / f"{stem}.safetensors")
+  want = {"encoder.w": np.float32([0]), "decoder.w": np.float32([1])}
+  check(files.open_checkpoint(tmp_path), want)
+  # One that shares nothing keeps its names, as do all where none does.
+  save_file({"b": np.float32([2])}, tmp_path / "third.safetensors")
+  check(files.open_checkpoint(tmp_path), {**want, "b": np.float32([2])})
+  (tmp_path / "decoder.safetensors").unlink()
+  want = {"w": np.float32([0]), "b": np.float32([2])}
+  check(files.open_checkpoint(tmp_path), want)
