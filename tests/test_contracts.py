@@ -44,8 +44,10 @@ def tiny(name):
   inputs = tiny_inputs(module)
   boxed = jax.jit(model.init)(jax.random.key(0), **inputs)
 
+  rest = {k: v for k, v in nn.unbox(boxed).items() if k != "params"}
+
   def f(params, inputs):
-    out = model.apply({"params": params}, **inputs)
+    out = model.apply({"params": params, **rest}, **inputs)
     # Weights that differ per element: a plain sum of norms would be flat.
     return sum(
       (x * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)).sum()

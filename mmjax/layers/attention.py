@@ -103,6 +103,7 @@ class Attention(nn.Module):
     scale: of the products; None is H**-0.5.
     softcap: of the scores, see `ops.attention`.
     rotary: theta of rotary positions; None is none.
+    out_width: of what is returned; None is D.
     impl: implementation of `ops.attention`; None is the best that runs.
   """
 
@@ -115,6 +116,7 @@ class Attention(nn.Module):
   scale: float | None = None
   softcap: float | None = None
   rotary: float | None = None
+  out_width: int | None = None
   impl: str | None = None
 
   @nn.compact
@@ -149,7 +151,7 @@ class Attention(nn.Module):
       slot: int32 scalar.
 
     Returns:
-      [B T D]; with a cache, also the new cache.
+      [B T D], or [B T out_width]; with a cache, also the new cache.
 
     Raises:
       InputError: D is no multiple of the heads and head_dim is not given.
@@ -201,7 +203,7 @@ class Attention(nn.Module):
     out = self._attend(q, k, v, mask, bias, kv_name, deterministic)
 
     out = nn.DenseGeneral(
-      width,
+      self.out_width or width,
       axis=(-2, -1),
       dtype=self.dtype,
       use_bias="o" in self.biases,

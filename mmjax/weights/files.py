@@ -25,6 +25,7 @@ SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pt", ".pth", ".ckpt", ".bin")
 # Names of the model's file on the hub: here, of PyTorch's, of Flax's.
 STEMS = ("model", "pytorch_model", "flax_model")
 CONFIG = "config.json"
+OPEN_CLIP = "open_clip_config.json"  # beside it or in its place
 PREPROCESSOR = "preprocessor_config.json"
 # In a .npz or .safetensors that we wrote ourselves: the config, as JSON.
 EMBEDDED = "__config__"
@@ -52,7 +53,8 @@ class Checkpoint:
   Attributes:
     path: file or directory.
     tensors: by name.
-    config: what config.json says, {} if there is none.
+    config: what config.json says, or else open_clip_config.json; {} if there
+      is none.
     preprocessor: what preprocessor_config.json says, {} if there is none.
   """
 
@@ -83,7 +85,8 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
   preprocessor: dict[str, Any] = {}
   files = [path]
   if path.is_dir():
-    config, preprocessor = _json(path / CONFIG), _json(path / PREPROCESSOR)
+    config = _json(path / CONFIG) or _json(path / OPEN_CLIP)
+    preprocessor = _json(path / PREPROCESSOR)
     files = _weights_of(path)
   elif path.suffix not in _READERS:
     raise errors.InputError(
@@ -226,6 +229,18 @@ def _msgpack(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _torch(path: pathlib.Path) -> dict[str, Tensor]:
+  lazy = zipfile.is_zipfile(path)  # files from before 2020 are none
+  if lazy:
+    with zipfile.ZipFile(path) as archive:
+      members = archive.namelist()
+    if any(n.endswith("/constants.pkl") for n in members):
+      raise errors.InputError(
+        f"weights path = {str(path)!r}: it is a TorchScript archive, a program "
+        "with weights, such as OpenAI released CLIP as. Where you trust it, "
+        "take the weights out: m = torch.jit.load(path, map_location='cpu'); "
+        "safetensors.torch.save_file({k: v.contiguous() for k, v in "
+        "m.state_dict().items()}, 'model.safetensors')."
+      )
   try:
     import torch  # pyright: ignore[reportMissingImports]
   except ImportError as e:
@@ -233,7 +248,6 @@ def _torch(path: pathlib.Path) -> dict[str, Tensor]:
       f"weights path = {str(path)!r}: reading PyTorch's format takes PyTorch; "
       "install it (pip install torch), or give the .safetensors file."
     ) from e
-  lazy = zipfile.is_zipfile(path)  # files from before 2020 are none
   try:
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
   except Exception as e:

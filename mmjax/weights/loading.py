@@ -54,7 +54,7 @@ def load(
   Args:
     path: directory or file; see `files.open_checkpoint`.
     layout: where parameters live; None is the first local device.
-    dtype: of the parameters; None is float32.
+    dtype: of the parameters, not of statistics; None is float32.
 
   Raises:
     InputError: a checkpoint that no table knows, or whose tensors do not fit
@@ -72,7 +72,9 @@ def load(
   flat = {}
   for rule in recipe.rules:
     leaf = wanted[rule.name]
-    kind = np.dtype(dtype or leaf.dtype)
+    # Statistics stay in float32, as the model computes with them.
+    held = dtype if rule.collection == "params" else None
+    kind = np.dtype(held or leaf.dtype)
     flat[rule.name] = _place(
       rule, leaf.shape, kind, places[rule.name], checkpoint
     )

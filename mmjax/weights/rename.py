@@ -98,7 +98,8 @@ class Rule:
     op: the change of layout, of one layer.
     piece: (start, stop, axis) of theirs, where several of ours are packed in
       one of theirs; None is all of it. The pieces cover the tensor.
-    layers: the numbers of the layers that are stacked; None is 0, 1, ...
+    layers: the numbers of the layers that are stacked, as text where they are
+      written otherwise ("02"); None is 0, 1, ...
     collection: of the variables, "params" but for statistics.
   """
 
@@ -106,7 +107,7 @@ class Rule:
   theirs: str
   op: Op = SAME
   piece: tuple[int, int, int] | None = None
-  layers: tuple[int, ...] | None = None
+  layers: tuple[int | str, ...] | None = None
   collection: str = "params"
 
   @property

@@ -28,6 +28,16 @@ def test_is_projections_around_the_op(key):
   np.testing.assert_allclose(out, want, atol=1e-5)
 
 
+def test_it_may_give_out_another_width(key):
+  x = jax.random.normal(key, (2, 5, 16))
+  layer = Attention(4, out_width=6)
+  out, variables = jax.jit(layer.init_with_output)(key, x)
+  p = nn.unbox(variables)["params"]
+  assert out.shape == (2, 5, 6)
+  assert p["query"]["kernel"].shape == (16, 4, 4)
+  assert p["out"]["kernel"].shape == (4, 4, 6)
+
+
 def test_width_and_heads_must_fit(key):
   with pytest.raises(errors.InputError, match=r"width 10 .* heads = 4"):
     Attention(4).init(key, jnp.ones((1, 2, 10)))

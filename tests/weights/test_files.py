@@ -3,6 +3,7 @@
 import builtins
 import json
 import tracemalloc
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -122,6 +123,25 @@ def test_pytorch_files_without_pytorch(tmp_path, monkeypatch, name):
   (tmp_path / name).write_bytes(b"PK")
   fails(tmp_path / name, r"takes PyTorch; install it .* the \.safetensors file")
   fails(tmp_path, "takes PyTorch")
+
+
+def test_a_torchscript_archive_is_refused_with_the_way_out(tmp_path):
+  # The members that torch.jit.save writes, of which some are code.
+  with zipfile.ZipFile(tmp_path / "RN50.pt", "w") as archive:
+    for name in ("data.pkl", "code/__torch__/model.py", "constants.pkl"):
+      archive.writestr(f"RN50/{name}", b"")
+  fails(tmp_path / "RN50.pt", r"TorchScript archive.*torch\.jit\.load")
+
+
+def test_the_config_of_open_clip_stands_in(tmp_path, arrays):
+  save_file(arrays, tmp_path / "open_clip_model.safetensors")
+  (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
+  opened = files.open_checkpoint(tmp_path)
+  check(opened, arrays)
+  assert opened.config == {"model_cfg": {}}
+  (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+  opened = files.open_checkpoint(tmp_path)
+  assert opened.config == {"model_type": "clip"}
 
 
 def test_pytorch_files_with_pytorch(tmp_path):
