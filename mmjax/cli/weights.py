@@ -21,7 +21,9 @@ BESIDE = (
   "merges.txt",
   "*.model",
   "special_tokens_map.json",
+  "added_tokens.json",
   "preprocessor_config.json",
+  "processor_config.json",
 )
 
 _ABOUT = """\

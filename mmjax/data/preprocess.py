@@ -1,7 +1,8 @@
 """Preprocessing as a string: "decode|resize(224)|keep('image')".
 
-Operations are the public functions of `image_ops`, `text_ops`, `audio_ops` and
-the two at the end of this file. The string is read by `ast` and never evaluated;
+Operations are the public functions of `image_ops`, `hub_image_ops`,
+`text_ops`, `audio_ops` and the two at the end of this file. The string is read
+by `ast` and never evaluated;
 arguments are literals.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmjax import errors
-from mmjax.data import audio_ops, image_ops, text_ops
+from mmjax.data import audio_ops, hub_image_ops, image_ops, text_ops
 from mmjax.typing import Example
 
 Op = Callable[[Example, np.random.Generator], Example]
@@ -66,6 +67,7 @@ def operations() -> dict[str, Callable[..., Op]]:
   """Returns all operations by name."""
   return {
     **_public(image_ops),
+    **_public(hub_image_ops),
     **_public(text_ops),
     **_public(audio_ops),
     "keep": keep,

@@ -80,6 +80,91 @@ def tokenize(
   return op
 
 
+def tokenize_as_trained(
+  name: str,
+  key: str = "text",
+  length: int = 64,
+  pair: str | None = None,
+  to: str | None = None,
+  types: str | None = None,
+  mask: str | None = None,
+  pad: int | None = None,
+  vocab_size: int | None = None,
+  *,
+  tokenizers: Mapping[str, Any],
+) -> Op:
+  """Turns a text into int32 [length] as the tokenizer of a hub folder does.
+
+  It has the special tokens that its model was trained with, is cut and padded.
+
+  Args:
+    name: of a tokenizer of kind "hub", as in `config.tokenizers`.
+    key: of the text.
+    length: in tokens, special ones included.
+    pair: key of a second text, which goes after the first.
+    to: key of the result; None is `key`.
+    types: key of int32 [length], 0 for the first text's tokens and padding, 1
+      for the second's; None is none.
+    mask: key of int32 [length], 1 for tokens and 0 for padding; None is none.
+    pad: id of the padding; None is the tokenizer's.
+    vocab_size: of the model; None is any.
+    tokenizers: given by the parser, not by the spec.
+
+  Raises (when it runs):
+    InputError: an id that the model does not know, of a tokenizer that is not
+      the model's; JAX itself would take another token's embedding.
+  """
+  if name not in tokenizers:
+    raise errors.unknown("tokenize_as_trained name", name, tokenizers)
+  tokenizer = tokenizers[name]
+  if not hasattr(tokenizer, "frame"):
+    raise ValueError(f"tokenizer {name!r} is not of kind 'hub': use tokenize")
+  if pad is None:
+    pad = tokenizer.pad_id
+  if pad is None:
+    raise ValueError(f"tokenizer {name!r} has no padding token: give pad")
+  if length <= len(tokenizer.frame("").ids):
+    raise ValueError(f"length {length} leaves no room for a token")
+
+  def filled(ids: list[int], value: int) -> np.ndarray:
+    out = np.full(length, value, np.int32)
+    if ids:
+      out[-len(ids) if tokenizer.left else 0 :][: len(ids)] = ids
+    return out
+
+  def op(example: Example, rng: np.random.Generator) -> Example:
+    text = example[key]
+    texts = [text] if isinstance(text, str) else text
+    seconds = [None] * len(texts)
+    if pair is not None:
+      second = example[pair]
+      seconds = [second] if isinstance(second, str) else second
+    framed = [
+      tokenizer.frame(t, u, length) for t, u in zip(texts, seconds, strict=True)
+    ]
+    for f in framed:
+      if vocab_size is not None and max(f.ids, default=0) >= vocab_size:
+        raise errors.InputError(
+          f"tokenizer {name!r} gives the id {max(f.ids)}, and the model has "
+          f"{vocab_size} tokens: they are not of one checkpoint; fetch the "
+          "tokenizer's files anew."
+        )
+    found = {to or key: [filled(f.ids, pad) for f in framed]}
+    if types is not None:
+      found[types] = [filled(f.types, 0) for f in framed]
+    if mask is not None:
+      found[mask] = [filled([1] * len(f.ids), 0) for f in framed]
+    if isinstance(text, str):
+      return {**example, **{k: rows[0] for k, rows in found.items()}}
+    shape = (-1, length)
+    return {
+      **example,
+      **{k: np.array(r, np.int32).reshape(shape) for k, r in found.items()},
+    }
+
+  return op
+
+
 def choose(key: str = "texts", to: str = "text") -> Op:
   """Draws one of the texts in the list `key`."""
 

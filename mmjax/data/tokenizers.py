@@ -17,8 +17,9 @@ import sentencepiece
 import tokenizers as hf
 
 from mmjax import errors
+from mmjax.data import hub_tokenizers
 
-KINDS = ("sentencepiece", "hf", "clip", "bytes")
+KINDS = ("sentencepiece", "hf", "hub", "clip", "bytes")
 
 _QUOTES = str.maketrans(
   dict.fromkeys(map(chr, range(0x2018, 0x201C)), "'")
@@ -154,7 +155,8 @@ def build(
 
   Args:
     kind: "sentencepiece" (loaded from `path`, or trained on `texts`), "hf" (a
-      `tokenizer.json` at `path`), "clip" (the merges file of CLIP,
+      `tokenizer.json` at `path`), "hub" (a folder of the model hub at `path`,
+      see `hub_tokenizers.py`), "clip" (the merges file of CLIP,
       `bpe_simple_vocab_16e6.txt.gz`, at `path`) or "bytes".
     path: of the file.
     texts: to train on.
@@ -181,6 +183,8 @@ def build(
     raise errors.InputError(
       f"tokenizer.path = None: kind={kind!r} is loaded from a file; give it."
     )
+  if kind == "hub":
+    return hub_tokenizers.load(path)
   try:
     data = pathlib.Path(path).read_bytes()
     if kind == "sentencepiece":

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmjax import errors
 from mmjax.build import check, load
-from mmjax.data import preprocess
+from mmjax.data import framing, preprocess
 from mmjax.data import tokenizers as tokenizer_kinds
 from mmjax.train import cadence, inputs, optimizers
 from mmjax.train.step import NAN_POLICIES
@@ -177,13 +177,21 @@ def check_specs(c: Mapping[str, Any]) -> None:
     InputError: as `preprocess.parse`.
   """
   names = c["tokenizers"]
-  stand_in = types.SimpleNamespace(pad_id=0, bos_id=1, eos_id=2, vocab_size=3)
+  ids = dict(pad_id=0, bos_id=1, eos_id=2, vocab_size=3)
+  plain = types.SimpleNamespace(**ids)
+  hub = types.SimpleNamespace(
+    **ids, left=False, frame=lambda text: framing.Framed([], [])
+  )
+  stand_ins = {
+    name: hub if spec["kind"] == "hub" else plain
+    for name, spec in names.items()
+  }
   specs = [entry["pp"] for entry in inputs.entries(c["data"]).values()]
   for evaluator in c["evals"].values():
     specs += [v for k, v in evaluator.items() if k == "pp" or k[-3:] == "_pp"]
   for spec in specs:
     if spec is not None:
-      preprocess.parse(spec, dict.fromkeys(names, stand_in))
+      preprocess.parse(spec, stand_ins)
 
 
 def _check_fields(

@@ -27,6 +27,9 @@ STEMS = ("model", "pytorch_model", "flax_model")
 CONFIG = "config.json"
 OPEN_CLIP = "open_clip_config.json"  # beside it or in its place
 PREPROCESSOR = "preprocessor_config.json"
+# What newer directories have in its place, with these parts.
+PROCESSOR = "processor_config.json"
+PROCESSORS = ("image_processor", "feature_extractor")
 # In a .npz or .safetensors that we wrote ourselves: the config, as JSON.
 EMBEDDED = "__config__"
 
@@ -55,7 +58,8 @@ class Checkpoint:
     tensors: by name.
     config: what config.json says, or else open_clip_config.json; {} if there
       is none.
-    preprocessor: what preprocessor_config.json says, {} if there is none.
+    preprocessor: what preprocessor_config.json says, or the part of
+      processor_config.json that took its place; {} if there is none.
   """
 
   path: pathlib.Path
@@ -86,7 +90,7 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
   files = [path]
   if path.is_dir():
     config = _json(path / CONFIG) or _json(path / OPEN_CLIP)
-    preprocessor = _json(path / PREPROCESSOR)
+    preprocessor = _preprocessor(path)
     files = _weights_of(path)
   elif path.suffix not in _READERS:
     raise errors.InputError(
@@ -139,6 +143,14 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
       "anew."
     )
   return found
+
+
+def _preprocessor(folder: pathlib.Path) -> dict[str, Any]:
+  found = _json(folder / PREPROCESSOR)
+  if found:
+    return found
+  parts = _json(folder / PROCESSOR)
+  return next((parts[p] for p in PROCESSORS if p in parts), {})
 
 
 def _weights_of(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -18,8 +18,9 @@ from flax import traverse_util
 from safetensors import numpy as safetensors
 
 from mmjax import build, errors
+from mmjax.data.examples import Preprocess
 from mmjax.parallel import mesh, rules
-from mmjax.weights import files, rename
+from mmjax.weights import files, front_ends, rename
 from mmjax.weights.recipe import Recipe
 
 FORMATS = ("hf", "npz")
@@ -38,6 +39,14 @@ class Loaded(NamedTuple):
   model: nn.Module
   variables: dict[str, Any]
   recipe: Recipe
+
+  @property
+  def preprocess(self) -> Preprocess:
+    """Turns images and texts into the model's arguments."""
+    recipe = self.recipe
+    return Preprocess.build(
+      recipe.preprocess, recipe.tokenizers, recipe.missing
+    )
 
 
 def load(
@@ -61,7 +70,7 @@ def load(
       the model of its config; names the first of them.
   """
   checkpoint = files.open_checkpoint(path)
-  recipe = recognise(checkpoint)
+  recipe = front_ends.complete(recognise(checkpoint), checkpoint)
   model = build.build("models", **recipe.model)
   if layout is None:
     layout = rules.Layout(mesh.make_mesh({}, jax.local_devices()[:1]))

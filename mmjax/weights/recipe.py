@@ -1,4 +1,4 @@
-"""What a table says of a checkpoint: the model, the rules, the front end."""
+"""What a table says of a checkpoint: the model and the rules."""
 
 import dataclasses
 import pathlib
@@ -21,8 +21,11 @@ class Recipe:
       dtype, that declare its parameters.
     rules: one for each leaf.
     config: of the checkpoint, to be written beside its weights again.
-    preprocess: spec for each input, see `data/preprocess.py`; none where our
-      operations do not give what the checkpoint was trained on, exactly.
+    preprocess: spec for each input, see `data/preprocess.py`. Tables need not
+      give it: `front_ends.complete` reads it from the checkpoint's files.
+    texts: for each input of token ids how many a text has at most.
+    tokenizers: for `preprocess`, keywords of `data.tokenizers.build` by name.
+    missing: for inputs without a spec, why there is none.
     ignore: regular expressions of names of theirs that hold nothing: buffers,
       and copies of tied weights.
   """
@@ -33,6 +36,11 @@ class Recipe:
   rules: Sequence[Rule]
   config: Mapping[str, Any]
   preprocess: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  texts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  tokenizers: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
+  missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
   ignore: Sequence[str] = ()
 
   def ignored(self, name: str) -> bool:
@@ -75,33 +83,3 @@ class Config(Mapping):
 
   def __len__(self) -> int:
     return len(self.fields)
-
-
-def image_spec(preprocessor: Mapping[str, Any]) -> dict[str, str]:
-  """Returns {"image": spec} that does what a preprocessor_config.json says.
-
-  Our images come as uint8 and go to the model as x / 127.5 - 1, so that a
-  config with another mean, deviation or factor has no spec. Nor has one that
-  resizes: the hub resizes with Pillow, whose filters widen when they shrink an
-  image; those of `data/image_ops.py` do not.
-
-  Returns:
-    {} if there is no such spec.
-  """
-  said = preprocessor.get
-  if not preprocessor or said("do_resize", True):
-    return {}
-  if not (said("do_rescale", True) and said("do_normalize", True)):
-    return {}
-  values = {*said("image_mean", ()), *said("image_std", ())}
-  if values != {0.5} or abs(said("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-    return {}
-  crop = ""
-  if said("do_center_crop", False):
-    size = said("crop_size", None)
-    if isinstance(size, Mapping):
-      size = (size["height"], size["width"])
-    if size is None:
-      return {}
-    crop = f"|central_crop({size})"
-  return {"image": f"decode{crop}|keep('image')"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmjax import errors
-from mmjax.data import text_ops, tokenizers
+from mmjax.data import framing, text_ops, tokenizers
 
 
 def run(op, example, seed=0):
@@ -83,3 +83,54 @@ def test_lower_and_canonicalise():
   assert run(text_ops.lower(), {"text": "Ab-C"})["text"] == "ab-c"
   op = text_ops.canonicalise()
   assert run(op, {"text": " A_b,  c's\tÜ! "})["text"] == "a b cs ü"
+
+
+class Framed:
+  """Pads on the left, as decoders do; frames a text by 1 and 2."""
+
+  pad_id, left = 0, True
+
+  def frame(self, text, pair=None, length=None):
+    ids = [1, *map(int, text), *map(int, pair or ""), 2]
+    types = [0] * (1 + len(text)) + [1] * (1 + len(pair or ""))
+    return framing.Framed(ids[:length], types[:length])
+
+
+def test_tokenize_as_trained_pads_where_the_tokenizer_does():
+  op = text_ops.tokenize_as_trained(
+    "f", length=6, types="types", mask="mask", tokenizers={"f": Framed()}
+  )
+  found = run(op, {"text": "78"})
+  np.testing.assert_array_equal(found["text"], [0, 0, 1, 7, 8, 2])
+  np.testing.assert_array_equal(found["types"], [0, 0, 0, 0, 0, 1])
+  np.testing.assert_array_equal(found["mask"], [0, 0, 1, 1, 1, 1])
+  assert found["text"].dtype == np.int32
+  op = text_ops.tokenize_as_trained(
+    "f", "texts", 6, "pair", "ids", pad=9, tokenizers={"f": Framed()}
+  )
+  found = run(op, {"texts": ["78", "7"], "pair": ["5", "6"]})
+  want = [[9, 1, 7, 8, 5, 2], [9, 9, 1, 7, 6, 2]]
+  np.testing.assert_array_equal(found["ids"], want)
+  assert run(op, {"texts": [], "pair": []})["ids"].shape == (0, 6)
+
+
+def test_tokenize_as_trained_knows_what_the_model_does_not():
+  op = text_ops.tokenize_as_trained(
+    "f", length=6, vocab_size=8, tokenizers={"f": Framed()}
+  )
+  assert run(op, {"text": "7"})["text"].max() == 7
+  with pytest.raises(errors.InputError, match="id 8, and the model has 8"):
+    run(op, {"text": "8"})
+
+
+def test_tokenize_as_trained_needs_a_frame_padding_and_room():
+  both = {"f": Framed(), "b": tokenizers.Bytes()}
+  with pytest.raises(ValueError, match="not of kind 'hub'"):
+    text_ops.tokenize_as_trained("b", tokenizers=both)
+  with pytest.raises(ValueError, match="room"):
+    text_ops.tokenize_as_trained("f", length=2, tokenizers=both)
+  both["f"].pad_id = None
+  with pytest.raises(ValueError, match="give pad"):
+    text_ops.tokenize_as_trained("f", tokenizers=both)
+  with pytest.raises(errors.InputError, match="Known: b, f"):
+    text_ops.tokenize_as_trained("g", tokenizers=both)

@@ -11,13 +11,16 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 import mmjax
-from mmjax import errors
+from mmjax import errors, weights
 from mmjax.build import build
 from mmjax.cli import config as configs
 from mmjax.train import checkpoint, setup
 from mmjax.train import workdir as workdirs
+from mmjax.train.load import of_run
 from mmjax.train.validate import resolve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -101,9 +104,7 @@ def test_mistakes(saved, tmp_path):
     mmjax.load(tmp_path)
   with pytest.raises(errors.StorageError, match=r"there are \[1\]"):
     mmjax.load(folder, step=5)
-  from mmjax.train.load import Preprocess
-
-  preprocess = Preprocess.of(run)
+  preprocess = of_run(run)
   with pytest.raises(errors.InputError, match="Did you mean 'image'"):
     preprocess(images=["x.png"])
   with pytest.raises(errors.InputError, match=r"'x\.png': no such file"):
@@ -123,6 +124,7 @@ def test_a_foreign_checkpoint(tmp_path):
   assert logits.shape == (2, 5)
   with pytest.raises(errors.InputError) as caught:
     preprocess(image=[np.zeros((24, 16, 3), np.uint8)])
+  assert "no preprocessor_config.json" in str(caught.value)
   assert "give arrays to the model yourself" in str(caught.value)
   assert "image = float32 [B 24 16 3]" in str(caught.value)
   with pytest.raises(errors.InputError, match="Did you mean 'image'"):
@@ -134,6 +136,7 @@ def test_a_foreign_checkpoint(tmp_path):
 def test_a_foreign_checkpoint_whose_front_end_is_known(tmp_path):
   tiny.hub(tmp_path)
   said = dict(do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+  said["image_processor_type"] = "ViTImageProcessor"
   (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
   model, variables, preprocess = mmjax.load(tmp_path)
   pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
@@ -141,3 +144,82 @@ def test_a_foreign_checkpoint_whose_front_end_is_known(tmp_path):
   want = (pixels[None] / 255 - 0.5) / 0.5
   np.testing.assert_allclose(batch["image"], want, atol=1e-6)
   jax.jit(model.apply)(variables, **batch)
+
+
+# Of CLIP's tokens only a few letters, three merges and the two ends.
+LETTERS = "acdghot"
+MERGES = ["a t</w>", "c at</w>", "d o"]
+START, END = 48, 40
+
+
+def clip_folder(folder):
+  """Lays the recorded CLIP out as the hub does, with a small vocabulary."""
+  config, tensors = {}, {}
+  with np.load(ROOT / "tests" / "golden" / "clip_quick_gelu.npz") as file:
+    config = json.loads(str(file["config"]))
+    for key in file.files:
+      kind, _, name = key.partition("/")
+      if kind == "tensor":
+        tensors[name] = file[key]
+  save_file(tensors, folder / "model.safetensors")
+  tokens = [*LETTERS, *(f"{x}</w>" for x in LETTERS)]
+  tokens += [m.replace(" ", "") for m in MERGES]
+  vocab = {token: i for i, token in enumerate(tokens)}
+  vocab |= {"<|startoftext|>": START, "<|endoftext|>": END}
+  image = dict(
+    image_processor_type="CLIPImageProcessor",
+    size={"shortest_edge": 24},
+    crop_size={"height": 24, "width": 24},
+  )
+  for name, content in (
+    ("config.json", json.dumps(config)),
+    ("vocab.json", json.dumps(vocab)),
+    ("merges.txt", "\n".join(["#version: 0.2", *MERGES])),
+    ("processor_config.json", json.dumps(dict(image_processor=image))),
+    ("tokenizer_config.json", json.dumps(dict(pad_token="<|endoftext|>"))),
+  ):
+    (folder / name).write_text(content)
+  return folder
+
+
+def test_clip_in_ten_lines(tmp_path):
+  path = clip_folder(tmp_path)
+  noise = np.random.default_rng(3).integers(0, 256, (31, 47, 3), np.uint8)
+  photo = Image.fromarray(noise)
+  photo.save(tmp_path / "photo.png")
+
+  model, variables, preprocess = mmjax.load(path)
+  captions = ["a cat", "a dog", "a hat"]
+  batch = preprocess(image=tmp_path / "photo.png", text=captions)
+  image, text, _ = jax.jit(model.apply)(variables, **batch)
+  best = captions[(image @ text.T).argmax()]
+
+  # By hand: Pillow's resizing, the mean and deviation of CLIP, the ids.
+  small = np.asarray(photo.resize((36, 24), Image.Resampling.BICUBIC))[:, 6:30]
+  mean = [0.48145466, 0.4578275, 0.40821073]
+  std = [0.26862954, 0.26130258, 0.27577711]
+  pixels = ((small / 255 - mean) / std).astype(np.float32)[None]
+  np.testing.assert_allclose(batch["image"], pixels, atol=1e-6)
+  ids = np.full((3, 11), END)
+  # "dog" is "do" and "g</w>"; "hat" is "h" and "at</w>".
+  for row, word in zip(ids, ([15], [16, 10], [4, 14]), strict=True):
+    row[: 2 + len(word)] = [START, 7, *word]
+  np.testing.assert_array_equal(batch["text"], ids)
+  assert batch["text"].dtype == np.int32
+  image, text, _ = jax.jit(model.apply)(variables, image=pixels, text=ids)
+  scores = np.asarray(image @ text.T)[0]
+  assert best == captions[scores.argmax()]
+  assert np.diff(np.sort(scores)).min() > 1e-3
+
+
+def test_a_tokenizer_that_is_not_known_is_named_when_text_is_wanted(tmp_path):
+  path = clip_folder(tmp_path)
+  said = json.dumps(dict(tokenizer_class="ClapTokenizer"))
+  (tmp_path / "tokenizer_config.json").write_text(said)
+  preprocess = weights.load(path).preprocess
+  batch = preprocess(image=np.zeros((24, 24, 3), np.uint8))
+  assert batch["image"].shape == (1, 24, 24, 3)
+  with pytest.raises(
+    errors.InputError, match=r"'ClapTokenizer'.*CLIPTokenizer"
+  ):
+    preprocess(text="a cat")

@@ -51,6 +51,15 @@ def changed(**fields):
   return c
 
 
+def test_tokenizers_of_the_hub_are_not_read_here():
+  spec = "tokenize_as_trained('t', key='name', length=8)|keep('name')"
+  c = changed(tokenizers__t=dict(kind="hub", path="/none"), data__pp=spec)
+  validate.check_specs(validate.resolve(c))
+  c = changed(data__pp=spec)
+  with pytest.raises(errors.InputError, match="not of kind 'hub'"):
+    validate.check_specs(validate.resolve(c))
+
+
 def test_a_good_config_passes_and_is_completed():
   c = validate.resolve(GOOD)
   validate.check_names(c)

@@ -56,6 +56,12 @@ def test_safetensors_as_a_file_and_in_a_directory(tmp_path, arrays):
   check(opened, arrays)
   assert opened.config == {"model_type": "x"}
   assert opened.preprocessor == {"size": 3}
+  # Newer directories have all of it in one file.
+  (tmp_path / "preprocessor_config.json").unlink()
+  assert files.open_checkpoint(tmp_path).preprocessor == {}
+  parts = '{"image_processor": {"size": 4}, "processor_class": "X"}'
+  (tmp_path / "processor_config.json").write_text(parts)
+  assert files.open_checkpoint(tmp_path).preprocessor == {"size": 4}
 
 
 def shard(folder, arrays, stem="model", suffix=".safetensors"):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmjax import errors
-from mmjax.weights import recipe, rename
+from mmjax.weights import rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
@@ -118,7 +118,6 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     inputs={"image": ((1, PIXELS, PIXELS, config["num_channels"]), "float32")},
     rules=rules,
     config=checkpoint.config,
-    preprocess=recipe.image_spec(checkpoint.preprocessor),
   )
 
 

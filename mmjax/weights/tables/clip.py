@@ -96,6 +96,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       Rule("log_t", "logit_scale"),
     ],
     config=config,
+    texts={"text": length},
     ignore=(r"\.position_ids$",),
   )
 

@@ -9,7 +9,6 @@ import re
 from typing import Any
 
 from mmjax import errors
-from mmjax.weights import recipe
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.tables import hub, residual
@@ -100,7 +99,6 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     inputs=_inputs(config["num_channels"]),
     rules=rules,
     config=checkpoint.config,
-    preprocess=recipe.image_spec(checkpoint.preprocessor),
     ignore=(residual.BUFFERS,),
   )
 

@@ -97,6 +97,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       Rule("b", "logit_bias", scalar),
     ],
     config=config,
+    texts={"text": length},
     ignore=(r"\.position_ids$",),
   )
 

@@ -73,7 +73,6 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     inputs={"image": hub.image_input(config)},
     rules=rules,
     config=checkpoint.config,
-    preprocess=recipe.image_spec(checkpoint.preprocessor),
     ignore=(r"pooler\.dense", r"mask_token"),
   )
 

@@ -20,15 +20,13 @@ tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
 
 
-def checkpoint(shapes, config=None, preprocessor=None):
+def checkpoint(shapes, config=None):
   """A checkpoint whose tensors can be asked for their shapes only."""
   tensors = {
     name: files.Tensor(shape, np.dtype("float32"), lambda: 1 / 0)
     for name, shape in shapes.items()
   }
-  return files.Checkpoint(
-    pathlib.Path("there"), tensors, config or {}, preprocessor or {}
-  )
+  return files.Checkpoint(pathlib.Path("there"), tensors, config or {})
 
 
 def flat(tree):
@@ -95,15 +93,6 @@ def test_an_unknown_activation_and_a_missing_field_are_named():
   lacks = {k: v for k, v in tiny.CONFIG.items() if k != "layer_norm_eps"}
   with pytest.raises(errors.InputError, match="has no 'layer_norm_eps'"):
     vit.build(checkpoint(shapes, lacks))
-
-
-def test_the_front_end_comes_from_the_preprocessor():
-  shapes = tiny.shapes(tiny.CONFIG, 5)
-  said = dict(do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-  recipe = vit.build(checkpoint(shapes, tiny.CONFIG, said))
-  assert recipe.preprocess == {"image": "decode|keep('image')"}
-  said["do_resize"] = True
-  assert not vit.build(checkpoint(shapes, tiny.CONFIG, said)).preprocess
 
 
 def test_oblong_images_keep_rows_and_columns_apart(tmp_path):

@@ -1,0 +1,127 @@
+"""Examples of a user's own, made into a batch for a model."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmjax import errors
+from mmjax.data import hub_image_ops, preprocess, tokenizers
+
+_OPEN = hub_image_ops.open_rgb()
+
+
+class Preprocess:
+  """Turns images, texts and the like into the arguments of a model's call.
+
+  Attributes:
+    specs: {key: spec}; "image" and "text" for a dual encoder.
+    tokenizers: by name, those of the specs.
+    missing: {key: why there is no spec}; what is raised if it is wanted.
+  """
+
+  def __init__(
+    self,
+    specs: Mapping[str, str],
+    tokenizers: Mapping[str, Any],
+    missing: Mapping[str, str] | None = None,
+  ) -> None:
+    self.specs, self.tokenizers = dict(specs), dict(tokenizers)
+    self.missing = dict(missing or {})
+    self._ops = {
+      key: preprocess.parse(spec, tokenizers) for key, spec in specs.items()
+    }
+
+  @classmethod
+  def build(
+    cls,
+    specs: Mapping[str, str],
+    described: Mapping[str, Mapping[str, Any]],
+    missing: Mapping[str, str],
+  ) -> "Preprocess":
+    """Makes the tokenizers too; where one cannot be made, its key is missing.
+
+    Args:
+      specs: {key: spec}.
+      described: {key: keywords of `tokenizers.build`}; a spec finds its
+        tokenizer by the name of its own key.
+      missing: {key: why there is no spec}.
+    """
+    specs, missing, built = dict(specs), dict(missing), {}
+    for key, keywords in described.items():
+      try:
+        built[key] = tokenizers.build(**keywords)
+      except errors.InputError as e:
+        missing[key] = str(e)
+        specs.pop(key, None)
+    return cls(specs, built, missing)
+
+  def __call__(self, **examples: Any) -> dict[str, np.ndarray]:
+    """Returns a batch for `model.apply`.
+
+    Args:
+      **examples: for each key that is wanted a list, or one alone. An image is
+        a path, the bytes of a file, a Pillow image or uint8 [Y X C]; a text is
+        a str.
+
+    Returns:
+      {key: array whose first axis is the list's}; images float32, in [-1, 1]
+      unless the spec says how they are normalised. A spec may give more keys
+      than its own, such as a mask.
+
+    Raises:
+      InputError: unknown key, one that cannot be prepared, or images that
+        differ in size.
+    """
+    batch: dict[str, np.ndarray] = {}
+    for key, values in examples.items():
+      if key not in self._ops:
+        if key in self.missing:
+          raise errors.InputError(self.missing[key])
+        known = {**self._ops, **self.missing}
+        raise errors.unknown("preprocess keyword", key, known)
+      rng = np.random.default_rng(0)
+      rows = [
+        self._ops[key]({key: _read(key, x)}, rng) for x in _listed(key, values)
+      ]
+      for name in rows[0] if rows else [key]:
+        batch[name] = self._stacked(
+          key, [np.asarray(row[name]) for row in rows]
+        )
+    return batch
+
+  def _stacked(self, key: str, rows: Sequence[np.ndarray]) -> np.ndarray:
+    if len({row.shape for row in rows}) != 1:
+      raise errors.InputError(
+        f"preprocess {key}: the examples differ in size or there are none; "
+        f"the spec is {self.specs[key]!r}, resize them before."
+      )
+    array = np.stack(rows)
+    if array.dtype == np.uint8:
+      array = array.astype(np.float32) / 127.5 - 1
+    return array
+
+
+def _listed(key: str, values: Any) -> Any:
+  """Returns a sequence of examples, of one that stands alone too."""
+  alone = isinstance(values, str | bytes | pathlib.Path | Image.Image)
+  if isinstance(values, np.ndarray) and key == "image":
+    alone = values.ndim < 4
+  return [values] if alone else values
+
+
+def _read(key: str, value: Any) -> Any:
+  """Returns the bytes of an image's file, or its pixels."""
+  if key != "image":
+    return value
+  if isinstance(value, Image.Image):  # which `decode` does not know
+    rng = np.random.default_rng(0)
+    return _OPEN({"image": value}, rng)["image"]
+  if isinstance(value, str | pathlib.Path):
+    path = pathlib.Path(value)
+    if not path.is_file():
+      raise errors.InputError(f"preprocess image = {value!r}: no such file.")
+    return path.read_bytes()
+  return value
