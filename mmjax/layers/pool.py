@@ -27,6 +27,24 @@ def mean(x: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
   return (total / jnp.maximum(lengths, 1)[:, None]).astype(x.dtype)
 
 
+def mean_where(x: jax.Array, keep: jax.Array) -> jax.Array:
+  """Averages the tokens where keep is true: [B T D], [B T] -> [B D].
+
+  In float32; a row without any gives 0. Integers are true unless they are 0.
+  """
+  keep = (keep != 0)[:, :, None]
+  total = jnp.where(keep, x.astype(jnp.float32), 0.0).sum(1)
+  return (total / jnp.maximum(keep.sum(1), 1)).astype(x.dtype)
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Scales rows of [B D] to length 1, in float32; a zero row stays zero."""
+  x = x.astype(jnp.float32)
+  squares = jnp.square(x).sum(-1, keepdims=True)
+  # A floor under the square, not the root, whose gradient at 0 is infinite.
+  return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
 def at(x: jax.Array, index: jax.Array) -> jax.Array:
   """Takes token index[b] of each row: [B T D], int [B] -> [B D]."""
   # A sum over one place instead of a gather: its gradient is no scatter, and

@@ -14,6 +14,24 @@ def test_mean_counts_only_its_tokens(key):
   np.testing.assert_array_equal(got[2], 0)
 
 
+def test_mean_where_takes_tokens_anywhere(key):
+  x = jax.random.normal(key, (3, 4, 2))
+  keep = jnp.array([[0, 1, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
+  for kind in (jnp.int32, bool):
+    got = pool.mean_where(x, keep.astype(kind))
+    np.testing.assert_allclose(got[0], (x[0, 1] + x[0, 3]) / 2, atol=1e-6)
+    np.testing.assert_allclose(got[1], x[1].mean(0), atol=1e-6)
+    np.testing.assert_array_equal(got[2], 0)
+
+
+def test_unit_is_of_length_1_unless_it_is_0(key):
+  x = jax.random.normal(key, (3, 4)).at[1].set(0.0)
+  got = pool.unit(x)
+  np.testing.assert_allclose(jnp.linalg.norm(got, axis=-1), [1, 0, 1], 1e-6)
+  np.testing.assert_allclose(got[0], x[0] / jnp.linalg.norm(x[0]), atol=1e-6)
+  assert np.isfinite(jax.grad(lambda x: pool.unit(x).sum())(x)).all()
+
+
 def test_at_takes_one_token(key):
   x = jax.random.normal(key, (2, 4, 3))
   got = pool.at(x, jnp.array([3, 1]))

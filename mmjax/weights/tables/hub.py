@@ -37,6 +37,26 @@ def act(config: Mapping[str, Any], part: str = "") -> str:
   return ACTS[name]
 
 
+def fixed(
+  config: Mapping[str, Any], values: Mapping[str, Any], part: str = ""
+) -> None:
+  """Raises InputError for a field whose value is not the one we follow.
+
+  Args:
+    config: of the encoder; fields that are not there, or null, pass.
+    values: by field, the one that we follow.
+    part: where it stands in config.json, "text_config", for the message.
+  """
+  for name, want in values.items():
+    value = config.get(name)
+    if value is not None and value != want:
+      where = f"{part}.{name}" if part else name
+      raise errors.InputError(
+        f"config.json {where} = {value!r}: mmjax follows {want!r} only; no "
+        "change of the file helps if the weights were trained so."
+      )
+
+
 def part(
   config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]
 ) -> dict[str, Any]:

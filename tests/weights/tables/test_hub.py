@@ -90,3 +90,14 @@ def test_positions(rng, extra, batched):
 
 def test_linear_without_bias():
   assert [r.ours for r in hub.linear("a", "b", bias=False)] == ["a/kernel"]
+
+
+def test_fixed_values_are_refused_by_name():
+  want = {"is_decoder": False}
+  hub.fixed({}, want)
+  hub.fixed({"is_decoder": False, "other": 1}, want)
+  hub.fixed({"is_decoder": None}, want)
+  with pytest.raises(errors.InputError, match=r"json is_decoder = True"):
+    hub.fixed({"is_decoder": True}, want)
+  with pytest.raises(errors.InputError, match=r"text\.is_decoder = True"):
+    hub.fixed({"is_decoder": True}, want, "text")

@@ -1,0 +1,145 @@
+"""ViLT of the model hub: bare, with words, with answers, for retrieval."""
+
+from typing import Any
+
+from mmjax import errors
+from mmjax.weights import recipe, rename
+from mmjax.weights.files import Checkpoint
+from mmjax.weights.recipe import Recipe
+from mmjax.weights.rename import Rule
+from mmjax.weights.tables import bert_layers, hub
+
+MODEL_TYPES = ("vilt",)
+# What files may leave out.
+DEFAULTS = dict(
+  vocab_size=30522,
+  type_vocab_size=2,
+  modality_type_vocab_size=2,
+  max_position_embeddings=40,
+  hidden_size=768,
+  num_hidden_layers=12,
+  num_attention_heads=12,
+  intermediate_size=3072,
+  hidden_act="gelu",
+  layer_norm_eps=1e-12,
+  image_size=384,
+  patch_size=32,
+  num_channels=3,
+  qkv_bias=True,
+  max_image_length=-1,
+)
+
+
+def build(checkpoint: Checkpoint) -> Recipe | None:
+  """Returns the recipe of a ViLT, or None for any other checkpoint.
+
+  Raises:
+    InputError: a config value that we cannot follow.
+  """
+  if checkpoint.config.get("model_type") not in MODEL_TYPES:
+    return None
+  config = recipe.Config({**DEFAULTS, **checkpoint.config}, checkpoint.path)
+  hub.fixed(config, {"qkv_bias": True, "tie_word_embeddings": True})
+  for name in ("image_size", "patch_size"):
+    if not isinstance(config[name], int):
+      raise errors.InputError(
+        f"config.json {name} = {config[name]!r}: the positions of a ViLT are "
+        "of a square image; give one number."
+      )
+  names = checkpoint.tensors
+  prefix = "vilt." if any(n.startswith("vilt.") for n in names) else ""
+  # The bias has either name; one is a copy if both are there.
+  biases = [
+    n for n in ("mlm_score.bias", "mlm_score.decoder.bias") if n in names
+  ]
+  classes = checkpoint.shapes.get("classifier.3.weight", (None,))[0]
+  matched = "rank_output.weight" in names
+  grid = config["image_size"] // config["patch_size"]
+  sizes = hub.sizes(config)
+  model: dict[str, Any] = dict(
+    name="vilt",
+    **sizes,
+    patch=config["patch_size"],
+    grid=grid,
+    vocab_size=config["vocab_size"],
+    length=config["max_position_embeddings"],
+    types=config["type_vocab_size"],
+    modalities=config["modality_type_vocab_size"],
+    masked_words=bool(biases),
+    answers=classes,
+    matched=matched,
+    max_patches=config["max_image_length"]
+    if (config["max_image_length"] or -1) > 0
+    else None,
+    # As the reference: all tokens are seen if no mask is given.
+    mask_pad=False,
+  )
+  rules = _encoder(prefix, sizes["width"], sizes["heads"], grid)
+  if biases:
+    rules += [
+      *bert_layers.transform("masked_words/transform", "mlm_score.transform"),
+      Rule("masked_words/bias", biases[0]),
+    ]
+  if classes is not None:
+    rules += [
+      *hub.linear("answer_up", "classifier.0"),
+      *hub.norm("answer_norm", "classifier.1"),
+      *hub.linear("answers_head", "classifier.3"),
+    ]
+  if matched:
+    rules += hub.linear("matched", "rank_output")
+  return Recipe(
+    table="vilt",
+    model=model,
+    inputs={
+      "tokens": ((1, config["max_position_embeddings"]), "int32"),
+      "image": hub.image_input(config),
+    },
+    rules=rules,
+    config=checkpoint.config,
+    ignore=(
+      r"text_embeddings\.(position_ids|token_type_ids)$",
+      r"^mlm_score\.decoder\.(weight|bias)$",  # copies of tied weights
+    ),
+  )
+
+
+def _encoder(prefix: str, width: int, heads: int, grid: int) -> list[Rule]:
+  e, block = f"{prefix}embeddings.", f"{prefix}encoder.layer.{{n}}."
+  ours = "encoder/blocks/"
+  positions = f"{e}position_embeddings"
+  return [
+    *bert_layers.embeddings("embed", f"{e}text_embeddings"),
+    Rule("modality/table", f"{e}token_type_embeddings.weight"),
+    Rule("cls", f"{e}cls_token", rename.reshape((width,), (1, 1, width))),
+    Rule(
+      "cls_position",
+      positions,
+      rename.reshape((width,), (1, 1, width)),
+      (0, 1, 1),
+    ),
+    Rule(
+      "positions",
+      positions,
+      rename.reshape((grid, grid, width), (1, grid * grid, width)),
+      (1, 1 + grid * grid, 1),
+    ),
+    Rule(
+      "embedding/kernel",
+      f"{e}patch_embeddings.projection.weight",
+      rename.CONV2D,
+    ),
+    Rule("embedding/bias", f"{e}patch_embeddings.projection.bias"),
+    *hub.norm(f"{ours}norm1", f"{block}layernorm_before"),
+    *hub.norm(f"{ours}norm2", f"{block}layernorm_after"),
+    *hub.attention(
+      f"{ours}attention",
+      [f"{block}attention.attention.{n}" for n in ("query", "key", "value")],
+      f"{block}attention.output.dense",
+      heads,
+    ),
+    *hub.linear(f"{ours}mlp/up", f"{block}intermediate.dense"),
+    *hub.linear(f"{ours}mlp/down", f"{block}output.dense"),
+    *hub.norm("norm", f"{prefix}layernorm"),
+    *hub.linear("pooler/dense", f"{prefix}pooler.dense"),
+  ]
