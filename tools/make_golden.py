@@ -12,9 +12,17 @@ file holds its config, tensors, our inputs and the reference's outputs:
   tensor/<name>     what model.safetensors holds
   input/<argument>  of our model's call
   output/<path>     of the reference, where <path> leads through our outputs:
-                    "0", "1/tokens"
+                    "0", "1/tokens"; "." where there is one
 
-`tests/weights/test_golden.py` finds every file.
+A model that decodes also holds, for each way <name> of decoding,
+
+  generate/<name>/settings  JSON of `mmjax.ops.decoding.Settings`, without
+                            settings that are the default
+  generate/<name>/prompt    int32 [B P], what the decoder begins with
+  generate/<name>/ids       of the reference, prompt included
+  generate/<name>/<input>   every other argument of the model's `start`
+
+`tests/test_golden.py` finds every file.
 """
 
 import importlib
@@ -62,8 +70,12 @@ def save(
   tensors: Mapping[str, Any],
   inputs: Mapping[str, np.ndarray],
   outputs: Mapping[str, Any],
+  generate: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-  """Writes one case; tensors and outputs may be torch's."""
+  """Writes one case; tensors and outputs may be torch's.
+
+  `generate` holds what `generate/<name>/...` shall hold, settings as a dict.
+  """
 
   def array(x: Any) -> np.ndarray:
     return x.detach().numpy() if hasattr(x, "detach") else np.asarray(x)
@@ -76,6 +88,13 @@ def save(
     **{f"tensor/{k}": array(v) for k, v in tensors.items()},
     **{f"input/{k}": array(v) for k, v in inputs.items()},
     **{f"output/{k}": array(v) for k, v in outputs.items()},
+    **{
+      f"generate/{name}/{k}": np.array(json.dumps(v))
+      if k == "settings"
+      else array(v)
+      for name, found in (generate or {}).items()
+      for k, v in found.items()
+    },
   )
   size = (FOLDER / f"{name}.npz").stat().st_size
   print(f"{name}: {len(tensors)} tensors, {size / 1024:.0f} KiB")
@@ -86,6 +105,7 @@ def save_hub(
   model: Any,
   inputs: Mapping[str, np.ndarray],
   outputs: Mapping[str, Any],
+  generate: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
   """Writes a case of the model hub, with the names that its files have.
 
@@ -98,7 +118,30 @@ def save_hub(
     path = pathlib.Path(folder)
     config = json.loads((path / "config.json").read_text())
     tensors = safetensors.numpy.load_file(path / "model.safetensors")
-  save(name, config, tensors, inputs, outputs)
+  save(name, config, tensors, inputs, outputs, generate)
+
+
+# Our settings of decoding -> the hub's, where the names differ.
+SETTINGS = dict(
+  length="max_length",
+  eos_ids="eos_token_id",
+  pad_id="pad_token_id",
+  beams="num_beams",
+  sample="do_sample",
+  min_new="min_new_tokens",
+  forced_bos="forced_bos_token_id",
+  forced_eos="forced_eos_token_id",
+  suppress="suppress_tokens",
+  begin_suppress="begin_suppress_tokens",
+  no_repeat="no_repeat_ngram_size",
+)
+
+
+def hub_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns our settings of decoding as keywords of the hub's `generate`."""
+  said = {SETTINGS.get(k, k): v for k, v in settings.items()}
+  said["eos_token_id"] = said.get("eos_token_id") or None
+  return {"do_sample": False, **said}
 
 
 def images(shape: Sequence[int], seed: int = 1) -> np.ndarray:

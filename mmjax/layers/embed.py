@@ -159,3 +159,10 @@ class TokenEmbed(nn.Module):
     table = rules.constrain(table.astype(self.dtype), "vocab", None)
     x = jnp.take(table, tokens, axis=0, mode="fill")
     return rules.constrain(x, "batch", "length", "embed")
+
+  def attend(self, x: jax.Array) -> jax.Array:
+    """Maps [B T D] to logits [B T V] by the same table, once it is declared."""
+    table = nn.meta.unbox(self.get_variable("params", "table"))
+    table = rules.constrain(table.astype(self.dtype), "vocab", None)
+    x = jnp.einsum("btd,vd->btv", x.astype(self.dtype), table)
+    return rules.constrain(x, "batch", "length", "vocab")

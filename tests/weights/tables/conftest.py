@@ -36,7 +36,7 @@ def recorded(tmp_path) -> Callable[..., Any]:
   def load(name, config=None, tensors=None, inputs=None):
     with np.load(GOLDEN / f"{name}.npz") as file:
       found = json.loads(str(file["config"]))
-      parts = {"tensor": {}, "input": {}, "output": {}}
+      parts = {"tensor": {}, "input": {}, "output": {}, "generate": {}}
       for key in file.files:
         kind, _, rest = key.partition("/")
         if rest:

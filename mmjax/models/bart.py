@@ -1,0 +1,322 @@
+"""BART: an encoder-decoder whose norms come after each branch.
+
+"BART: Denoising sequence-to-sequence pre-training", Lewis et al. 2020.
+Positions are learned, and the first two rows of their tables are of no token;
+embeddings are normalised; the head is the table of embeddings, and adds a bias
+that is not learned.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax import errors
+from mmjax.layers.block import Cache, Spec, make_cache
+from mmjax.layers.embed import TokenEmbed
+from mmjax.layers.mlp import activation
+from mmjax.layers.norm import layer_norm
+from mmjax.layers.transformer import REMAT, Stack
+from mmjax.ops import masks
+from mmjax.parallel import rules
+
+VARIANTS: dict[str, dict[str, int]] = {
+  "base": dict(width=768, depth=6, heads=12, mlp=3072),
+  "large": dict(width=1024, depth=12, heads=16, mlp=4096),
+}
+# Rows of the table of positions before that of the first token.
+OFFSET = 2
+
+# What the contract tests build and feed: axes after the batch, and dtype.
+TINY = dict(
+  vocab_size=64, width=32, depth=2, heads=4, mlp=64, length=12, bias=False
+)
+TINY_INPUTS = dict(tokens=((9,), "int32"), decoder_tokens=((7,), "int32"))
+
+
+class State(NamedTuple):
+  """What decoding keeps.
+
+  Attributes:
+    layers: keys and values of the decoder's blocks.
+    mask: which tokens of the encoder are there, bool [B M].
+  """
+
+  layers: Cache
+  mask: jax.Array
+
+
+class Places(nn.Module):
+  """A learned embedding for each place, counted from `OFFSET` on.
+
+  Attributes:
+    length: the longest sequence.
+  """
+
+  length: int
+
+  @nn.compact
+  def __call__(self, first: jax.Array, length: int, width: int) -> jax.Array:
+    """Returns float32 [T D], T = length places from `first` on.
+
+    Raises:
+      InputError: more places than there are.
+    """
+    if length > self.length:
+      raise errors.InputError(
+        f"a sequence of {length} tokens, but the model has positions for "
+        f"length = {self.length}; shorten the text or raise length."
+      )
+    table = self.param(
+      "table",
+      rules.with_axes(nn.initializers.normal(0.02), ("positions", "embed")),
+      (self.length + OFFSET, width),
+    )
+    return jax.lax.dynamic_slice_in_dim(table, first + OFFSET, length)
+
+
+class BART(nn.Module):
+  """Encoder and decoder; see `build` for the attributes."""
+
+  vocab_size: int
+  width: int
+  depth: int
+  decoder_depth: int
+  heads: int
+  decoder_heads: int
+  mlp: int
+  decoder_mlp: int
+  length: int = 1024
+  act: str = "gelu_exact"
+  scale_embedding: bool = False
+  bias: bool = True
+  dropout: float = 0.0
+  scan: bool = True
+  remat: str = "none"
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.embedding = TokenEmbed(self.vocab_size, self.width, dtype=self.dtype)
+    stack = dict(dtype=self.dtype, scan=self.scan, remat=self.remat)
+    spec = self._spec(self.heads, self.mlp, False)
+    self.encoder = Stack(spec, self.depth, **stack)
+    self.decoder = Stack(self._decoder_spec, self.decoder_depth, **stack)
+    self.encoder_places = Places(self.length)
+    self.decoder_places = Places(self.length)
+    norm = dict(epsilon=1e-5, dtype=self.dtype)
+    self.encoder_norm = layer_norm(**norm)
+    self.decoder_norm = layer_norm(**norm)
+    self.drop = nn.Dropout(self.dropout)
+    if self.bias:
+      # A constant of the model, which no gradient reaches.
+      self.head_bias = self.variable(
+        "constants", "head_bias", jnp.zeros, (self.vocab_size,)
+      )
+
+  def _spec(self, heads: int, mlp: int, cross: bool) -> Spec:
+    return Spec(
+      heads,
+      mlp,
+      act=self.act,
+      epsilon=1e-5,
+      order="post",
+      cross=cross,
+      dropout=self.dropout,
+    )
+
+  @property
+  def _decoder_spec(self) -> Spec:
+    return self._spec(self.decoder_heads, self.decoder_mlp, True)
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    decoder_tokens: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """Predicts each token of a target from a source and those before it.
+
+    Args:
+      tokens: of the source, int32 [B M].
+      decoder_tokens: of the target, int32 [B T], which begins with the start
+        token (2) and so is shifted to the right.
+      mask: int or bool [B M], 0 where the source is padding; None is nowhere.
+      train: dropout on; needs the rng "dropout" if its rate is above 0.
+
+    Returns:
+      Logits float32 [B T V].
+
+    Raises:
+      InputError: more tokens than there are positions.
+    """
+    memory = self.encode(tokens, mask, train=train)
+    x = self.decoder(
+      self._embed(decoder_tokens, "decoder", 0, train),
+      masks.Causal(),
+      not train,
+      memory=memory,
+      memory_mask=None if mask is None else masks.Keys(mask != 0),
+    )
+    return self._logits(x)
+
+  def encode(
+    self,
+    tokens: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """Returns the encoder's features [B M D]; see `__call__`."""
+    return self.encoder(
+      self._embed(tokens, "encoder", 0, train),
+      None if mask is None else masks.Keys(mask != 0),
+      not train,
+    )
+
+  def start(
+    self,
+    prompt: jax.Array,
+    *,
+    slots: int,
+    tokens: jax.Array,
+    mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, State]:
+    """Encodes a source and begins a target; see `layers.generate`.
+
+    Raises:
+      InputError: more slots than there are positions.
+    """
+    if slots > self.length:
+      raise errors.InputError(
+        f"slots = {slots}: the model has positions for length = {self.length}; "
+        "decode less."
+      )
+    memory = self.encode(tokens, mask)
+    layers = make_cache(
+      self._decoder_spec,
+      self.decoder_depth,
+      width=self.width,
+      batch=prompt.shape[0],
+      slots=slots,
+      memory=tokens.shape[1],
+      dtype=self.dtype,
+    )
+    there = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
+    state = State(layers, there)
+    return self._continue(state, prompt, jnp.zeros((), jnp.int32), memory)
+
+  def step(
+    self, cache: State, tokens: jax.Array, slot: jax.Array
+  ) -> tuple[jax.Array, State]:
+    """Continues a target; see `layers.generate`."""
+    return self._continue(cache, tokens, slot, None)
+
+  def _continue(self, state, tokens, slot, memory):
+    batch, length = tokens.shape
+    slots = state.layers.own.k.shape[2]
+    q = (slot + jnp.arange(length, dtype=jnp.int32))[None]
+    k = jnp.arange(slots, dtype=jnp.int32)[None]
+    x, layers = self.decoder(
+      self._embed(tokens, "decoder", slot, False),
+      masks.Positions(
+        jnp.broadcast_to(q, (batch, length)),
+        jnp.broadcast_to(k, (batch, slots)),
+      ),
+      memory=memory,
+      memory_mask=masks.Keys(state.mask),
+      cache=state.layers,
+      slot=slot,
+    )
+    return self._logits(x[:, -1:])[:, 0], State(layers, state.mask)
+
+  def _embed(self, tokens, side: str, first, train: bool) -> jax.Array:
+    tokens = rules.constrain(tokens, "batch", None)
+    x = self.embedding(tokens)
+    if self.scale_embedding:
+      x = x * self.width**0.5
+    places = getattr(self, f"{side}_places")
+    table = places(first, tokens.shape[1], self.width)
+    x = getattr(self, f"{side}_norm")(x + table.astype(x.dtype)[None])
+    return self.drop(x, deterministic=not train)
+
+  def _logits(self, x: jax.Array) -> jax.Array:
+    x = self.embedding.attend(x).astype(jnp.float32)
+    if self.bias:
+      x = x + self.head_bias.value[None, None]
+    return rules.constrain(x, "batch", "length", "vocab")
+
+
+def build(
+  variant: str | None = None,
+  *,
+  vocab_size: int = 50265,
+  width: int | None = None,
+  depth: int | None = None,
+  decoder_depth: int | None = None,
+  heads: int | None = None,
+  decoder_heads: int | None = None,
+  mlp: int | None = None,
+  decoder_mlp: int | None = None,
+  length: int = 1024,
+  act: str = "gelu_exact",
+  scale_embedding: bool = False,
+  bias: bool = True,
+  dropout: float = 0.0,
+  scan: bool = True,
+  remat: str = "none",
+  dtype: str = "float32",
+) -> BART:
+  """Builds an encoder-decoder.
+
+  Args:
+    variant: a size of `VARIANTS`, or None. What is given beside it goes
+      before it.
+    vocab_size: V.
+    width: D. depth: blocks of the encoder. heads: N. mlp: F.
+    decoder_depth, decoder_heads, decoder_mlp: of the decoder; None is as the
+      encoder.
+    length: the longest source and the longest target.
+    act: "gelu" (tanh), "gelu_exact", ...
+    scale_embedding: embeddings are multiplied by the root of D.
+    bias: the head adds the collection "constants", "head_bias" [V].
+    dropout: rate.
+    scan: loop over the blocks instead of unrolling them.
+    remat: "none", "full", "dots": see `layers.transformer.Stack`.
+    dtype: of the computation; parameters and logits are float32.
+
+  Raises:
+    InputError: an unknown name, or a size that is not given.
+  """
+  sizes: dict[str, Any] = dict(width=width, depth=depth, heads=heads, mlp=mlp)
+  if variant is not None:
+    if variant not in VARIANTS:
+      raise errors.unknown("models.bart variant", variant, VARIANTS)
+    known = VARIANTS[variant]
+    sizes = {k: known[k] if v is None else v for k, v in sizes.items()}
+  missing = [name for name, value in sizes.items() if value is None]
+  if missing:
+    raise errors.InputError(
+      f"models.bart: {', '.join(missing)} not given; give them, or a variant "
+      "such as 'base'."
+    )
+  if remat not in REMAT:
+    raise errors.unknown("models.bart remat", remat, REMAT)
+  activation(act)
+  return BART(
+    vocab_size=vocab_size,
+    **sizes,
+    decoder_depth=sizes["depth"] if decoder_depth is None else decoder_depth,
+    decoder_heads=decoder_heads or sizes["heads"],
+    decoder_mlp=decoder_mlp or sizes["mlp"],
+    length=length,
+    act=act,
+    scale_embedding=scale_embedding,
+    bias=bias,
+    dropout=dropout,
+    scan=scan,
+    remat=remat,
+    dtype=jnp.dtype(dtype),
+  )

@@ -1,0 +1,316 @@
+"""T5: an encoder-decoder with relative positions.
+
+"Exploring the limits of transfer learning with a unified text-to-text
+Transformer", Raffel et al. 2020. Every layer adds the bias of distances that
+the first one has; scores are not divided by the root of H; norms subtract no
+mean; nothing has a bias. Version 1.1 ("GLU variants improve Transformer",
+Shazeer 2020) gates its hidden units and has a head of its own.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax import errors
+from mmjax.layers.block import Cache, Spec, make_cache
+from mmjax.layers.embed import TokenEmbed
+from mmjax.layers.mlp import activation
+from mmjax.layers.norm import norm
+from mmjax.layers.position import RelativeBias
+from mmjax.layers.transformer import REMAT, Stack
+from mmjax.ops import masks
+from mmjax.parallel import rules
+
+_V1_1 = dict(act="gelu", gated=True, tied=False, scale_head=False)
+VARIANTS: dict[str, dict[str, Any]] = {
+  name: dict(
+    width=width, depth=depth, heads=heads, head_dim=head_dim, mlp=mlp, **more
+  )
+  for name, width, depth, heads, head_dim, mlp, more in (
+    ("small", 512, 6, 8, 64, 2048, {}),
+    ("base", 768, 12, 12, 64, 3072, {}),
+    ("large", 1024, 24, 16, 64, 4096, {}),
+    ("3b", 1024, 24, 32, 128, 16384, {}),
+    ("11b", 1024, 24, 128, 128, 65536, {}),
+    ("v1.1-small", 512, 8, 6, 64, 1024, _V1_1),
+    ("v1.1-base", 768, 12, 12, 64, 2048, _V1_1),
+    ("v1.1-large", 1024, 24, 16, 64, 2816, _V1_1),
+    ("v1.1-xl", 2048, 24, 32, 64, 5120, _V1_1),
+    ("v1.1-xxl", 4096, 24, 64, 64, 10240, _V1_1),
+  )
+}
+
+# What the contract tests build and feed: axes after the batch, and dtype.
+TINY = dict(vocab_size=64, width=32, depth=2, heads=4, head_dim=8, mlp=64)
+TINY_INPUTS = dict(tokens=((9,), "int32"), decoder_tokens=((7,), "int32"))
+
+
+class State(NamedTuple):
+  """What decoding keeps.
+
+  Attributes:
+    layers: keys and values of the decoder's blocks.
+    mask: which tokens of the encoder are there, bool [B M].
+  """
+
+  layers: Cache
+  mask: jax.Array
+
+
+class T5(nn.Module):
+  """Encoder and decoder; see `build` for the attributes."""
+
+  vocab_size: int
+  width: int
+  depth: int
+  decoder_depth: int
+  heads: int
+  head_dim: int
+  mlp: int
+  act: str = "relu"
+  gated: bool = False
+  tied: bool = True
+  scale_head: bool = True
+  buckets: int = 32
+  max_distance: int = 128
+  epsilon: float = 1e-6
+  dropout: float = 0.0
+  scan: bool = True
+  remat: str = "none"
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.embedding = TokenEmbed(
+      self.vocab_size, self.width, scale=1.0, dtype=self.dtype
+    )
+    stack = dict(dtype=self.dtype, scan=self.scan, remat=self.remat)
+    self.encoder = Stack(self._spec(False), self.depth, **stack)
+    self.decoder = Stack(self._spec(True), self.decoder_depth, **stack)
+    distances = (self.heads, self.buckets, self.max_distance)
+    self.encoder_bias = RelativeBias(*distances, bidirectional=True)
+    self.decoder_bias = RelativeBias(*distances, bidirectional=False)
+    rms = dict(epsilon=self.epsilon, dtype=self.dtype)
+    self.encoder_norm = norm("rms", **rms)
+    self.decoder_norm = norm("rms", **rms)
+    self.drop = nn.Dropout(self.dropout)
+    if not self.tied:
+      self.head = nn.Dense(
+        self.vocab_size,
+        use_bias=False,
+        dtype=self.dtype,
+        kernel_init=rules.with_axes(
+          nn.initializers.normal(1.0), ("embed", "vocab")
+        ),
+      )
+
+  def _spec(self, cross: bool) -> Spec:
+    return Spec(
+      self.heads,
+      self.mlp,
+      head_dim=self.head_dim,
+      scale=1.0,
+      act=self.act,
+      gated=self.gated,
+      norm="rms",
+      epsilon=self.epsilon,
+      biases="",
+      mlp_bias=False,
+      cross=cross,
+      dropout=self.dropout,
+    )
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    decoder_tokens: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """Predicts each token of a target from a source and those before it.
+
+    Args:
+      tokens: of the source, int32 [B M].
+      decoder_tokens: of the target, int32 [B T], which begins with the start
+        token (0) and so is shifted to the right. None is the encoder alone.
+      mask: int or bool [B M], 0 where the source is padding; None is nowhere.
+      train: dropout on; needs the rng "dropout" if its rate is above 0.
+
+    Returns:
+      Logits float32 [B T V]; without a target, the encoder's features [B M D].
+    """
+    memory = self.encode(tokens, mask, train=train)
+    if decoder_tokens is None:
+      return memory
+    x = self.drop(self.embedding(decoder_tokens), deterministic=not train)
+    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    x = self.decoder(
+      x,
+      masks.Causal(),
+      not train,
+      bias=self.decoder_bias(positions, positions),
+      memory=memory,
+      memory_mask=_keys(mask),
+    )
+    return self._logits(x, train)
+
+  def encode(
+    self,
+    tokens: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """Returns the encoder's features [B M D]; see `__call__`."""
+    tokens = rules.constrain(tokens, "batch", None)
+    x = self.drop(self.embedding(tokens), deterministic=not train)
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    bias = self.encoder_bias(positions, positions)
+    x = self.encoder(x, _keys(mask), not train, bias=bias)
+    return self.drop(self.encoder_norm(x), deterministic=not train)
+
+  def start(
+    self,
+    prompt: jax.Array,
+    *,
+    slots: int,
+    tokens: jax.Array,
+    mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, State]:
+    """Encodes a source and begins a target; see `layers.generate`."""
+    memory = self.encode(tokens, mask)
+    layers = make_cache(
+      self._spec(True),
+      self.decoder_depth,
+      width=self.width,
+      batch=prompt.shape[0],
+      slots=slots,
+      memory=tokens.shape[1],
+      dtype=self.dtype,
+    )
+    there = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
+    state = State(layers, there)
+    return self._continue(state, prompt, jnp.zeros((), jnp.int32), memory)
+
+  def step(
+    self, cache: State, tokens: jax.Array, slot: jax.Array
+  ) -> tuple[jax.Array, State]:
+    """Continues a target; see `layers.generate`."""
+    return self._continue(cache, tokens, slot, None)
+
+  def _continue(self, state, tokens, slot, memory):
+    batch, length = tokens.shape
+    slots = state.layers.own.k.shape[2]
+    q = (slot + jnp.arange(length, dtype=jnp.int32))[None]
+    k = jnp.arange(slots, dtype=jnp.int32)[None]
+    x, layers = self.decoder(
+      self.embedding(tokens),
+      masks.Positions(
+        jnp.broadcast_to(q, (batch, length)),
+        jnp.broadcast_to(k, (batch, slots)),
+      ),
+      bias=self.decoder_bias(q, k),
+      memory=memory,
+      memory_mask=masks.Keys(state.mask),
+      cache=state.layers,
+      slot=slot,
+    )
+    return self._logits(x[:, -1:])[:, 0], State(layers, state.mask)
+
+  def _logits(self, x: jax.Array, train: bool = False) -> jax.Array:
+    x = self.drop(self.decoder_norm(x), deterministic=not train)
+    if self.scale_head:
+      x = x * self.width**-0.5
+    x = self.embedding.attend(x) if self.tied else self.head(x)
+    return rules.constrain(x.astype(jnp.float32), "batch", "length", "vocab")
+
+
+def _keys(mask: jax.Array | None) -> masks.Mask | None:
+  return None if mask is None else masks.Keys(mask != 0)
+
+
+def build(
+  variant: str | None = None,
+  *,
+  vocab_size: int = 32128,
+  width: int | None = None,
+  depth: int | None = None,
+  decoder_depth: int | None = None,
+  heads: int | None = None,
+  head_dim: int | None = None,
+  mlp: int | None = None,
+  act: str | None = None,
+  gated: bool | None = None,
+  tied: bool | None = None,
+  scale_head: bool | None = None,
+  buckets: int = 32,
+  max_distance: int = 128,
+  epsilon: float = 1e-6,
+  dropout: float = 0.0,
+  scan: bool = True,
+  remat: str = "none",
+  dtype: str = "float32",
+) -> T5:
+  """Builds an encoder-decoder.
+
+  Args:
+    variant: a size of `VARIANTS`, or None. What is given beside it goes
+      before it.
+    vocab_size: V.
+    width: D. depth: blocks of the encoder. decoder_depth: of the decoder, None
+      is as many. heads: N. head_dim: H, N H need not be D. mlp: F.
+    act: "relu" in version 1.0, "gelu" (tanh) in 1.1. gated: as in 1.1.
+    tied: the head is the table of embeddings, as in 1.0.
+    scale_head: features are multiplied by D**-0.5 before the head, as in 1.0.
+    buckets, max_distance: see `layers.position.relative_buckets`.
+    epsilon: of the norms.
+    dropout: rate.
+    scan: loop over the blocks instead of unrolling them.
+    remat: "none", "full", "dots": see `layers.transformer.Stack`.
+    dtype: of the computation; parameters and logits are float32.
+
+  Raises:
+    InputError: an unknown name, or a size that is not given.
+  """
+  given: dict[str, Any] = dict(
+    width=width,
+    depth=depth,
+    heads=heads,
+    head_dim=head_dim,
+    mlp=mlp,
+    act=act,
+    gated=gated,
+    tied=tied,
+    scale_head=scale_head,
+  )
+  known: dict[str, Any] = dict(
+    act="relu", gated=False, tied=True, scale_head=True
+  )
+  if variant is not None:
+    if variant not in VARIANTS:
+      raise errors.unknown("models.t5 variant", variant, VARIANTS)
+    known |= VARIANTS[variant]
+  given = {k: known.get(k) if v is None else v for k, v in given.items()}
+  missing = [name for name, value in given.items() if value is None]
+  if missing:
+    raise errors.InputError(
+      f"models.t5: {', '.join(missing)} not given; give them, or a variant such "
+      "as 'small'."
+    )
+  if remat not in REMAT:
+    raise errors.unknown("models.t5 remat", remat, REMAT)
+  activation(given["act"])
+  return T5(
+    vocab_size=vocab_size,
+    decoder_depth=given["depth"] if decoder_depth is None else decoder_depth,
+    **given,
+    buckets=buckets,
+    max_distance=max_distance,
+    epsilon=epsilon,
+    dropout=dropout,
+    scan=scan,
+    remat=remat,
+    dtype=jnp.dtype(dtype),
+  )

@@ -1,0 +1,152 @@
+"""BART in the model hub's layout (model_type "bart"), bare or with its head.
+
+The head is the table of embeddings; what it adds stands in
+`final_logits_bias`, which a bare model lacks.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax import errors
+from mmjax.weights import rename
+from mmjax.weights.files import Checkpoint
+from mmjax.weights.recipe import Recipe
+from mmjax.weights.rename import Rule
+from mmjax.weights.tables import hub
+
+MODEL_TYPES = ("bart",)
+
+# What files may leave out.
+DEFAULTS = dict(
+  vocab_size=50265,
+  max_position_embeddings=1024,
+  encoder_layers=12,
+  encoder_ffn_dim=4096,
+  encoder_attention_heads=16,
+  decoder_layers=12,
+  decoder_ffn_dim=4096,
+  decoder_attention_heads=16,
+  activation_function="gelu",
+  d_model=1024,
+  scale_embedding=False,
+  tie_word_embeddings=True,
+)
+# What old configs say of models that are no BART of the paper: norms before
+# the branches, at the end, or none after the embeddings.
+FIXED = dict(
+  normalize_before=False,
+  add_final_layer_norm=False,
+  normalize_embedding=True,
+  static_position_embeddings=False,
+  add_bias_logits=False,
+)
+
+
+def build(checkpoint: Checkpoint) -> Recipe | None:
+  """Returns the recipe of a BART, or None for any other checkpoint.
+
+  Raises:
+    InputError: a config value that we cannot follow.
+  """
+  found = checkpoint.config
+  if found.get("model_type") not in MODEL_TYPES:
+    return None
+  config = {**DEFAULTS, **found}
+  _check(checkpoint, config)
+  names = checkpoint.shapes
+  prefix = "model." if "model.shared.weight" in names else ""
+  bias = "final_logits_bias" in names
+  vocab = config["vocab_size"]
+  rules = [
+    Rule("embedding/table", f"{prefix}shared.weight"),
+    *rename.under("", prefix, _stack("encoder", config, cross=False)),
+    *rename.under("", prefix, _stack("decoder", config, cross=True)),
+  ]
+  if bias:
+    rules.append(
+      Rule(
+        "head_bias",
+        "final_logits_bias",
+        rename.reshape((vocab,), (1, vocab)),
+        collection="constants",
+      )
+    )
+  return Recipe(
+    table="bart",
+    model=dict(
+      name="bart",
+      vocab_size=vocab,
+      width=config["d_model"],
+      depth=config["encoder_layers"],
+      decoder_depth=config["decoder_layers"],
+      heads=config["encoder_attention_heads"],
+      decoder_heads=config["decoder_attention_heads"],
+      mlp=config["encoder_ffn_dim"],
+      decoder_mlp=config["decoder_ffn_dim"],
+      length=config["max_position_embeddings"],
+      act=hub.ACTS[config["activation_function"]],
+      scale_embedding=config["scale_embedding"],
+      bias=bias,
+    ),
+    inputs={
+      "tokens": ((1, 1), "int32"),
+      "decoder_tokens": ((1, 1), "int32"),
+    },
+    rules=rules,
+    config=found,
+    # Copies of the table.
+    ignore=(
+      r"^lm_head\.weight$",
+      r"^(model\.)?(encoder|decoder)\.embed_tokens\.weight$",
+    ),
+  )
+
+
+def _check(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+  act = config["activation_function"]
+  if act not in hub.ACTS:
+    raise errors.unknown("config.json activation_function", act, hub.ACTS)
+  for name, value in FIXED.items():
+    if config.get(name, value) != value:
+      raise errors.InputError(
+        f"config.json {name} = {config[name]!r}: not the BART that we have; "
+        f"only {value!r} is known."
+      )
+  if not config["tie_word_embeddings"] and (
+    "lm_head.weight" in checkpoint.shapes
+  ):
+    raise errors.InputError(
+      "config.json tie_word_embeddings = False: a BART with a head of its own "
+      "is not known."
+    )
+  for side in ("encoder", "decoder"):
+    heads = config[f"{side}_attention_heads"]
+    if config["d_model"] % heads:
+      raise errors.InputError(
+        f"config.json {side}_attention_heads = {heads} does not divide d_model "
+        f"= {config['d_model']}; one of them is wrong."
+      )
+
+
+def _stack(name: str, config: Mapping[str, Any], *, cross: bool) -> list[Rule]:
+  """Returns the rules of the encoder or the decoder."""
+  ours, block = f"{name}/blocks", f"{name}.layers.{{n}}."
+  parts = [("attention", "self_attn", "norm1")]
+  if cross:
+    parts.append(("cross", "encoder_attn", "norm_cross"))
+  found = [
+    Rule(f"{name}_places/table", f"{name}.embed_positions.weight"),
+    *hub.norm(f"{name}_norm", f"{name}.layernorm_embedding"),
+    *hub.norm(f"{ours}/norm2", f"{block}final_layer_norm"),
+    *hub.linear(f"{ours}/mlp/up", f"{block}fc1"),
+    *hub.linear(f"{ours}/mlp/down", f"{block}fc2"),
+  ]
+  for attention, theirs, norm in parts:
+    found += hub.norm(f"{ours}/{norm}", f"{block}{theirs}_layer_norm")
+    found += hub.attention(
+      f"{ours}/{attention}",
+      [f"{block}{theirs}.{x}_proj" for x in "qkv"],
+      f"{block}{theirs}.out_proj",
+      config[f"{name}_attention_heads"],
+    )
+  return found

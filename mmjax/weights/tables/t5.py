@@ -1,0 +1,187 @@
+"""T5 of both versions, in the model hub's layout (model_type "t5").
+
+Whole, or the encoder alone. The head is the table of embeddings unless the
+checkpoint holds another; whether features are scaled before it, the config
+says on its own (`scale_decoder_outputs`), or in old files by
+`tie_word_embeddings`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax import errors
+from mmjax.weights import rename
+from mmjax.weights.files import Checkpoint
+from mmjax.weights.recipe import Recipe
+from mmjax.weights.rename import LINEAR, Rule
+from mmjax.weights.tables import hub
+
+MODEL_TYPES = ("t5",)
+
+# What files may leave out.
+DEFAULTS = dict(
+  vocab_size=32128,
+  d_model=512,
+  d_kv=64,
+  d_ff=2048,
+  num_layers=6,
+  num_decoder_layers=None,
+  num_heads=8,
+  relative_attention_num_buckets=32,
+  relative_attention_max_distance=128,
+  layer_norm_epsilon=1e-6,
+  feed_forward_proj="relu",
+  is_decoder=False,
+  tie_word_embeddings=True,
+  scale_decoder_outputs=None,
+)
+# Theirs -> our activation and whether there is a gate. "gated-gelu" is the
+# tanh form of GELU, whatever the config calls it.
+FORWARD = {
+  "relu": ("relu", False),
+  "gelu": ("gelu_exact", False),
+  "gated-relu": ("relu", True),
+  "gated-gelu": ("gelu", True),
+  "gated-silu": ("silu", True),
+}
+
+
+def build(checkpoint: Checkpoint) -> Recipe | None:
+  """Returns the recipe of a T5, or None for any other checkpoint.
+
+  Raises:
+    InputError: a config value that we cannot follow, or that contradicts the
+      tensors.
+  """
+  found = checkpoint.config
+  if found.get("model_type") not in MODEL_TYPES:
+    return None
+  config = {**DEFAULTS, **found}
+  forward = config["feed_forward_proj"]
+  if forward not in FORWARD:
+    raise errors.unknown("config.json feed_forward_proj", forward, FORWARD)
+  act, gated = FORWARD[forward]
+  if config["is_decoder"]:
+    raise errors.InputError(
+      "config.json is_decoder = True: a T5 that is a decoder alone is not "
+      "known; give a whole one, or the encoder."
+    )
+  names = checkpoint.shapes
+  # A config without tensors is of a whole model.
+  whole = not names or any(name.startswith("decoder.") for name in names)
+  tied = "lm_head.weight" not in names
+  scaled = config["scale_decoder_outputs"]
+  if scaled is None:
+    scaled = config["tie_word_embeddings"] is not False
+  _check_sizes(checkpoint, config)
+  depth = config["num_layers"]
+  inputs = {"tokens": ((1, 1), "int32")}
+  rules = [
+    Rule("embedding/table", _table(names)),
+    *_stack("encoder", config["num_heads"], gated, cross=False),
+  ]
+  if whole:
+    inputs["decoder_tokens"] = ((1, 1), "int32")
+    rules += _stack("decoder", config["num_heads"], gated, cross=True)
+    if not tied:
+      rules.append(Rule("head/kernel", "lm_head.weight", LINEAR))
+  return Recipe(
+    table="t5",
+    model=dict(
+      name="t5",
+      vocab_size=config["vocab_size"],
+      width=config["d_model"],
+      depth=depth,
+      decoder_depth=config["num_decoder_layers"] or depth,
+      heads=config["num_heads"],
+      head_dim=config["d_kv"],
+      mlp=config["d_ff"],
+      act=act,
+      gated=gated,
+      tied=tied,
+      scale_head=scaled,
+      buckets=config["relative_attention_num_buckets"],
+      max_distance=config["relative_attention_max_distance"],
+      epsilon=config["layer_norm_epsilon"],
+    ),
+    inputs=inputs,
+    rules=rules,
+    config=found,
+    ignore=(
+      # Copies of the table.
+      r"^(encoder|decoder)\.embed_tokens\.weight$",
+      # Old files have a bias of distances that nothing reads.
+      r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias",
+    ),
+  )
+
+
+def _table(names: Mapping[str, Any]) -> str:
+  """Returns the name of the table; an encoder's file may lack the first."""
+  other = "encoder.embed_tokens.weight"
+  return (
+    other
+    if other in names and "shared.weight" not in names
+    else ("shared.weight")
+  )
+
+
+def _check_sizes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+  """Raises InputError where heads or gate contradict the tensors."""
+  if not checkpoint.shapes:
+    return
+  prefix = "encoder.block.0.layer."
+  gate = f"{prefix}1.DenseReluDense.wi_1.weight" in checkpoint.shapes
+  if gate != FORWARD[config["feed_forward_proj"]][1]:
+    raise errors.InputError(
+      f"config.json feed_forward_proj = {config['feed_forward_proj']!r}, but "
+      f"the tensors {'have' if gate else 'lack'} a gate (wi_1); give "
+      f"{'gated-gelu' if gate else 'relu'!r}."
+    )
+  name = f"{prefix}0.SelfAttention.relative_attention_bias.weight"
+  shape = checkpoint.shapes.get(name)
+  heads = config["num_heads"]
+  if shape is not None and shape[1] != heads:
+    raise errors.InputError(
+      f"config.json num_heads = {heads}, but {name} is of {shape[1]} heads; "
+      f"give {shape[1]}."
+    )
+
+
+def _stack(name: str, heads: int, gated: bool, *, cross: bool) -> list[Rule]:
+  """Returns the rules of the encoder or the decoder."""
+  ours, block = f"{name}/blocks", f"{name}.block.{{n}}.layer."
+  parts = [("attention", "SelfAttention", "norm1")]
+  if cross:
+    parts.append(("cross", "EncDecAttention", "norm_cross"))
+  found = [
+    Rule(
+      f"{name}_bias/table",
+      f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    ),
+    Rule(f"{name}_norm/scale", f"{name}.final_layer_norm.weight"),
+  ]
+  for i, (attention, theirs, norm) in enumerate(parts):
+    found.append(Rule(f"{ours}/{norm}/scale", f"{block}{i}.layer_norm.weight"))
+    for letter, leaf in (("q", "query"), ("k", "key"), ("v", "value")):
+      found.append(
+        Rule(
+          f"{ours}/{attention}/{leaf}/kernel",
+          f"{block}{i}.{theirs}.{letter}.weight",
+          rename.to_heads(heads),
+        )
+      )
+    found.append(
+      Rule(
+        f"{ours}/{attention}/out/kernel",
+        f"{block}{i}.{theirs}.o.weight",
+        rename.from_heads(heads),
+      )
+    )
+  last = f"{block}{len(parts)}."
+  dense = f"{last}DenseReluDense."
+  ups = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
+  found.append(Rule(f"{ours}/norm2/scale", f"{last}layer_norm.weight"))
+  for leaf, theirs in {**ups, "down": "wo"}.items():
+    found += hub.linear(f"{ours}/mlp/{leaf}", f"{dense}{theirs}", bias=False)
+  return found

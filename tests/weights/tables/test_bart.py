@@ -1,0 +1,46 @@
+import math
+
+import pytest
+
+from mmjax import errors
+
+BASE = {
+  "model_type": "bart",
+  "d_model": 768,
+  "encoder_layers": 6,
+  "decoder_layers": 6,
+  "encoder_attention_heads": 12,
+  "decoder_attention_heads": 12,
+  "encoder_ffn_dim": 3072,
+  "decoder_ffn_dim": 3072,
+}
+
+
+@pytest.mark.parametrize(
+  "config, count",
+  [(BASE, 139_420_416), ({"model_type": "bart"}, 406_291_456)],
+)
+def test_published_parameter_counts(declared, config, count):
+  _, leaves = declared(config)
+  assert sum(math.prod(x.shape) for x in leaves.values()) == count
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"activation_function": "tanh"}, "activation_function = 'tanh'"),
+    ({"normalize_before": True}, "normalize_before = True"),
+    ({"add_final_layer_norm": True}, "add_final_layer_norm = True"),
+    ({"decoder_attention_heads": 7}, "decoder_attention_heads = 7"),
+  ],
+)
+def test_what_we_cannot_follow_is_named(declared, change, message):
+  with pytest.raises(errors.InputError, match=message):
+    declared(BASE | change)
+
+
+def test_values_of_the_config_reach_the_model(declared):
+  recipe, _ = declared(
+    BASE | {"scale_embedding": True, "activation_function": "gelu_new"}
+  )
+  assert recipe.model["scale_embedding"] and recipe.model["act"] == "gelu"
