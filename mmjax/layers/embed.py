@@ -11,6 +11,21 @@ from mmjax.layers.norm import layer_norm
 from mmjax.parallel import rules
 
 
+def normalised(image: jax.Array) -> jax.Array:
+  """Brings uint8 [0, 255] to [-1, 1]; floats are there already.
+
+  Raises:
+    InputError: any other dtype.
+  """
+  if jnp.issubdtype(image.dtype, jnp.floating):
+    return image
+  if image.dtype == jnp.uint8:
+    return image.astype(jnp.float32) / 127.5 - 1.0
+  raise errors.InputError(
+    f"image is {image.dtype}: give uint8, or floats in [-1, 1]."
+  )
+
+
 class Patches(nn.Module):
   """Cuts an image into squares and projects each ("ViT", Dosovitskiy 2021).
 
@@ -22,32 +37,55 @@ class Patches(nn.Module):
     patch: side of a square in pixels.
     dtype: of the computation.
     use_bias: whether there is a bias.
+    stride: from a square to the next, in pixels down and across, where they
+      overlap ("AST", Gong et al. 2021): what fills no square is not read, as
+      in a convolution. None is the patch, which must then divide the image.
   """
 
   width: int
   patch: int
   dtype: Any = jnp.float32
   use_bias: bool = True
+  stride: tuple[int, int] | None = None
 
   @nn.compact
   def __call__(self, image: jax.Array) -> jax.Array:
     """Maps an image [B Y X C] to patches [B Y/patch X/patch D].
 
+    With a stride they are [B (Y-patch)/stride+1 (X-patch)/stride+1 D].
+
     Raises:
-      InputError: the patch does not divide the image.
+      InputError: the patch does not divide the image, or is larger.
     """
     B, Y, X, C = image.shape
-    _check_divides(self.patch, Y, X)
     p = self.patch
+    if self.stride is None:
+      _check_divides(p, Y, X)
+    elif min(Y, X) < p:
+      raise errors.InputError(
+        f"patch = {p} is larger than the image of {Y} x {X} pixels; give a "
+        "larger image, or change the patch."
+      )
     kernel = self.param(
       "kernel",
       rules.with_axes(_patch_init, ("kernel", "kernel", "channels", "embed")),
       (p, p, C, self.width),
     )
-    x = image.astype(self.dtype).reshape(B, Y // p, p, X // p, p, C)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, Y // p, X // p, p * p * C)
-    x = rules.constrain(x, "batch", None, None, None)
-    x = x @ kernel.astype(self.dtype).reshape(p * p * C, self.width)
+    kernel = kernel.astype(self.dtype)
+    x = image.astype(self.dtype)
+    if self.stride is None:
+      x = x.reshape(B, Y // p, p, X // p, p, C).transpose(0, 1, 3, 2, 4, 5)
+      x = x.reshape(B, Y // p, X // p, p * p * C)
+      x = rules.constrain(x, "batch", None, None, None)
+      x = x @ kernel.reshape(p * p * C, self.width)
+    else:
+      x = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        self.stride,
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      )
     if self.use_bias:
       bias = self.param(
         "bias",

@@ -53,6 +53,18 @@ def at(x: jax.Array, index: jax.Array) -> jax.Array:
   return jnp.where(keep[:, :, None], x, 0).sum(1)
 
 
+def head(classes: int, dtype: Any, name: str) -> nn.Dense:
+  """Returns a linear classifier of features [... D] that starts at zero."""
+  zeros = nn.initializers.zeros
+  return nn.Dense(
+    classes,
+    dtype=dtype,
+    kernel_init=rules.with_axes(zeros, ("embed", "classes")),
+    bias_init=rules.with_axes(zeros, ("classes",)),
+    name=name,
+  )
+
+
 class MAPHead(nn.Module):
   """Attention pooling: a learned query, then an MLP with a residual.
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax import errors
+from mmjax.layers.interpolate import resize
 from mmjax.parallel import rules
 
 
@@ -154,39 +155,46 @@ class LearnedGrid(nn.Module):
   """A learned embedding for each place of a grid, and for tokens before it.
 
   The parameter "grid" [Y X D] is declared by the first input: a model made
-  for 14 x 14 patches takes no others. "extra" [extra D] belongs to tokens
-  that stand before the grid, such as a class token.
+  for 14 x 14 patches takes no others, unless it may stretch its grid. "extra"
+  [extra D] belongs to tokens that stand before the grid, such as a class token.
 
   Attributes:
     extra: number of tokens before the grid.
+    interpolate: how the grid is stretched to another size, a method of
+      `layers.interpolate`; None refuses other sizes.
   """
 
   extra: int = 0
+  interpolate: str | None = None
 
   @nn.compact
   def __call__(self, rows: int, columns: int, width: int) -> jax.Array:
     """Returns float32 [extra + Y*X D].
 
     Raises:
-      InputError: the grid is not the declared one.
+      InputError: the grid is not the declared one, and cannot be stretched.
     """
     shape = (rows, columns, width)
     init = nn.initializers.normal(width**-0.5)
     if self.has_variable("params", "grid"):
       declared = self.get_variable("params", "grid")
       declared = nn.meta.unbox(declared).shape
-      if declared != shape:
+      if self.interpolate is not None and declared[2] == width:
+        shape = declared
+      elif declared != shape:
         raise errors.InputError(
           f"posemb = 'learn': the parameters are for a grid of {declared[:2]} "
           f"patches of width {declared[2]}, the input has {shape[:2]} of "
-          f"width {width}; resize the image or the embedding, or take "
-          "posemb = 'sincos2d'."
+          f"width {width}; resize the image, or take "
+          "interpolate = 'bicubic' or posemb = 'sincos2d'."
         )
     grid = self.param(
       "grid",
       rules.with_axes(init, ("positions", "positions", "embed")),
       shape,
     )
+    if self.interpolate is not None:
+      grid = resize(grid, rows, columns, self.interpolate)
     table = grid.reshape(rows * columns, width)
     if self.extra:
       extra = self.param(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmjax import errors
-from mmjax.layers.embed import ConvStem, Patches, TokenEmbed
+from mmjax.layers.embed import ConvStem, Patches, TokenEmbed, normalised
 
 
 def test_patches_equal_a_strided_convolution(key):
@@ -20,6 +20,33 @@ def test_patches_equal_a_strided_convolution(key):
   assert 0.7 < float(kernel.std()) * 48**0.5 < 1.3
   bare = Patches(5, 4, use_bias=False)
   assert bare.init(key, image)["params"].keys() == {"kernel"}
+
+
+def test_overlapping_patches_leave_out_what_fills_none(key):
+  image = jax.random.normal(key, (2, 9, 14, 3))
+  module = Patches(5, 4, stride=(3, 2))
+  x, variables = jax.jit(module.init_with_output)(key, image)
+  assert x.shape == (2, 2, 6, 5)
+  kernel = variables["params"]["kernel"].unbox()
+  for y, c in ((0, 0), (1, 5), (1, 2)):
+    square = image[:, 3 * y : 3 * y + 4, 2 * c : 2 * c + 4]
+    want = jnp.einsum("bijc,ijcd->bd", square, kernel)
+    np.testing.assert_allclose(x[:, y, c], want, atol=1e-5)
+  with pytest.raises(errors.InputError, match="patch = 4 is larger"):
+    module.init(key, image[:, :3])
+  # Side by side it is the matrix product.
+  a = Patches(5, 4).apply(variables, image[:, :8, :12])
+  b = Patches(5, 4, stride=(4, 4)).apply(variables, image)
+  np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_floats_and_bytes_are_brought_to_one_range():
+  floats = jnp.array([-1.0, 0.5])
+  assert normalised(floats) is floats
+  found = normalised(jnp.array([0, 255], jnp.uint8))
+  np.testing.assert_allclose(found, [-1.0, 1.0])
+  with pytest.raises(errors.InputError, match="image is int32"):
+    normalised(jnp.array([1, 2]))
 
 
 @pytest.mark.parametrize("stem", [Patches, ConvStem])

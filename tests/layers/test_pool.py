@@ -51,3 +51,10 @@ def test_map_head_is_blind_to_order_and_padding(key):
   np.testing.assert_allclose(masked, moved, atol=1e-6)
   np.testing.assert_allclose(masked[1], y[1], atol=1e-6)
   assert np.abs(masked[0] - y[0]).max() > 1e-3
+
+
+def test_a_head_starts_at_zero(key):
+  x = jax.random.normal(key, (2, 4))
+  y, variables = pool.head(3, jnp.float32, "head").init_with_output(key, x)
+  np.testing.assert_array_equal(y, np.zeros((2, 3)))
+  assert variables["params"]["kernel"].names == ("embed", "classes")

@@ -1,10 +1,12 @@
 import math
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from mmjax import errors
+from mmjax.layers.interpolate import resize
 from mmjax.layers.position import (
   LearnedGrid,
   LearnedSequence,
@@ -46,6 +48,20 @@ def test_learned_grid_is_for_one_grid(key):
   # The same number of patches, but other places.
   with pytest.raises(errors.InputError, match=r"\(2, 3\).*\(3, 2\)"):
     module.apply(variables, 3, 2, 4)
+
+
+def test_learned_grid_is_stretched_on_demand(key):
+  module = LearnedGrid(1, "bicubic")
+  table, variables = module.init_with_output(key, 2, 3, 4)
+  grid = variables["params"]["grid"].unbox()
+  for boxed in (variables, nn.unbox(variables)):
+    np.testing.assert_array_equal(module.apply(boxed, 2, 3, 4), table)
+    got = module.apply(boxed, 4, 2, 4)
+    np.testing.assert_array_equal(got[0], table[0])
+    want = resize(grid, 4, 2, "bicubic").reshape(8, 4)
+    np.testing.assert_array_equal(got[1:], want)
+    with pytest.raises(errors.InputError, match=r"width 4.*width 8"):
+      module.apply(boxed, 2, 3, 8)
 
 
 def test_learned_sequence_takes_shorter_ones_only(key):

@@ -34,6 +34,22 @@ def test_published_parameter_counts(variant, with_head, headless):
     assert tree.count(shapes(model, 224, 224, 3)) == headless
 
 
+def test_the_giant_has_the_published_millions():
+  count = tree.count(shapes(vit.build("G/14", pool="tok"), 224, 224, 3))
+  assert abs(count / 1843e6 - 1) < 3e-3
+
+
+@pytest.mark.parametrize("variant", vit.VARIANTS)
+def test_every_variant_by_the_formula(variant):
+  size = vit.VARIANTS[variant]
+  D, F = size["width"], size["mlp"]
+  block = 4 * D * D + 2 * D * F + 9 * D + F
+  rest = (16 * 16 * 3 + 1) * D + 197 * D + D + 2 * D
+  model = vit.build(variant, patch=16, pool="tok")
+  found = tree.count(shapes(model, 224, 224, 3))
+  assert found == size["depth"] * block + rest
+
+
 @pytest.mark.parametrize("variant", vit.VARIANTS)
 def test_every_variant_has_whole_heads(variant):
   size = vit.VARIANTS[variant]
@@ -45,12 +61,20 @@ def test_every_variant_has_whole_heads(variant):
 @pytest.mark.parametrize("pool", vit.POOLS)
 def test_pools_stems_and_oblong_images(key, pool, stem):
   posemb = "sincos2d" if stem == "conv" else "learn"
-  model = vit.build("mu/4", pool=pool, stem=stem, posemb=posemb, num_classes=3)
+  model = vit.build(
+    "mu/4",
+    pool=pool,
+    stem=stem,
+    posemb=posemb,
+    num_classes=3,
+    distilled=pool == "pair",
+  )
   image = jax.ShapeDtypeStruct((2, 8, 16, 3), jnp.float32)
   (y, out), _ = jax.eval_shape(model.init_with_output, key, image)
   tokens = (8,) if pool == "none" else ()
   assert y.shape == (2, *tokens, 3)
-  assert out["pre_logits"].shape == (2, *tokens, 32)
+  width = 64 if pool == "tok_gap" else 32
+  assert out["pre_logits"].shape == (2, *tokens, width)
 
 
 def test_learned_positions_are_for_one_grid_sincos_for_any(key):
@@ -109,6 +133,90 @@ def test_clips_norm_before_the_blocks_and_no_patch_bias(key):
     assert (np.abs(y[0] - y[1]).max() > 1e-3) == bool(scale)
 
 
+def test_deits_two_tokens_have_a_head_each(key):
+  model = vit.build("mu/4", pool="pair", distilled=True, num_classes=3)
+  image = jax.random.normal(key, (2, 8, 8, 3))
+  params = nn.unbox(jax.jit(model.init)(key, image))["params"]
+  assert params["posemb"]["extra"].shape == (2, 32)
+  for i, name in enumerate(("head", "head_distilled")):
+    params[name]["bias"] = jnp.array([1.0, 2.0, 4.0]) * (i + 1)
+  y, out = jax.jit(model.apply)({"params": params}, image)
+  np.testing.assert_allclose(y, np.tile([1.5, 3.0, 6.0], (2, 1)), rtol=1e-6)
+  np.testing.assert_allclose(out["logits_cls"][0], [1.0, 2.0, 4.0])
+  np.testing.assert_allclose(out["logits_distilled"][0], [2.0, 4.0, 8.0])
+
+
+def test_registers_are_seen_but_not_pooled(key):
+  options = dict(pool="tok_gap", registers=3, layer_scale=0.1)
+  model = vit.build("mu/4", **options)
+  image = jax.random.normal(key, (2, 8, 12, 3))
+  (y, out), variables = jax.jit(model.init_with_output)(key, image)
+  tokens = out["tokens"]
+  assert tokens.shape == (2, 1 + 3 + 6, 32)
+  np.testing.assert_allclose(y[:, :32], tokens[:, 0])
+  np.testing.assert_allclose(y[:, 32:], tokens[:, 4:].mean(1), atol=1e-6)
+  params = nn.unbox(variables)["params"]
+  assert params["posemb"]["extra"].shape == (1, 32)
+  params["registers"] = params["registers"] + jax.random.normal(key, (3, 32))
+  other, _ = jax.jit(model.apply)({"params": params}, image)
+  assert np.abs(other - y).max() > 1e-4
+
+
+def test_tokens_without_positions_and_a_norm_after_the_pool(key):
+  model = vit.build(
+    "mu/4", class_token=True, token_posemb=False, norm_pooled=True
+  )
+  image = jax.random.normal(key, (2, 8, 8, 3))
+  (y, out), variables = jax.jit(model.init_with_output)(key, image)
+  assert variables["params"]["posemb"].keys() == {"grid"}
+  mean = out["tokens"][:, 1:].mean(1)
+  want = (mean - mean.mean(-1, keepdims=True)) / mean.std(-1, keepdims=True)
+  np.testing.assert_allclose(y, want, atol=1e-3)
+
+
+def test_learned_positions_are_stretched_on_demand(key):
+  image = jax.random.normal(key, (1, 8, 16, 3))
+  model = vit.build("mu/4", interpolate="bicubic", pool="tok")
+  variables = nn.unbox(jax.jit(model.init)(key, image))
+  plain = vit.build("mu/4", pool="tok")
+  a, b = (jax.jit(m.apply)(variables, image)[0] for m in (model, plain))
+  np.testing.assert_array_equal(a, b)
+  larger = jnp.tile(image, (1, 2, 1, 1))
+  found = [
+    jax.jit(vit.build("mu/4", interpolate=m, pool="tok").apply)(
+      variables, larger
+    )[0]
+    for m in ("bicubic", "bilinear_corners")
+  ]
+  assert np.abs(found[0] - found[1]).max() > 1e-5
+
+
+def test_patches_are_dropped_in_training_only(key):
+  image = jax.random.normal(key, (2, 16, 16, 3))
+  model = vit.build("mu/4", pool="tok", patch_drop=0.6)
+  variables = nn.unbox(jax.jit(model.init)(key, image))
+  apply = jax.jit(model.apply, static_argnames="train")
+  rngs = {"dropout": key}
+  _, out = apply(variables, image, train=True, rngs=rngs)
+  assert out["tokens"].shape == (2, 1 + 6, 32)
+  _, out = apply(variables, image)
+  assert out["tokens"].shape == (2, 1 + 16, 32)
+  # Those that are kept keep their positions: all of them, in any order.
+  order = jnp.tile(jnp.arange(16)[::-1], (2, 1))
+  _, turned = apply(variables, image, order)
+  np.testing.assert_allclose(
+    turned["tokens"][:, 1:], out["tokens"][:, :0:-1], atol=1e-4
+  )
+
+
+def test_gated_blocks_and_bare_projections(key):
+  model = vit.build("mu/4", gated=True, act="silu", qkv_bias=False)
+  blocks = shapes(model, 8, 8, 3)["params"]["encoder"]["blocks"]
+  assert blocks["mlp"].keys() == {"up", "gate", "down"}
+  assert blocks["attention"]["query"].keys() == {"kernel"}
+  assert blocks["attention"]["out"].keys() == {"kernel", "bias"}
+
+
 @pytest.mark.parametrize(
   "kw, words",
   [
@@ -121,6 +229,11 @@ def test_clips_norm_before_the_blocks_and_no_patch_bias(key):
     (dict(variant="S/16", remat="all"), "remat"),
     (dict(variant="S/16", act="gellu"), "'gelu'"),
     (dict(variant="S/16", stem="conv", patch_bias=False), "patch_bias = False"),
+    (dict(variant="S/16", stem="conv", stride=(8, 8)), "stride"),
+    (dict(variant="S/16", pool="tok", class_token=False), "class_token"),
+    (dict(variant="S/16", pool="pair"), "distilled = True"),
+    (dict(variant="S/16", patch_drop=1.0), "patch_drop = 1.0"),
+    (dict(variant="S/16", interpolate="cubic"), "'bicubic'"),
   ],
 )
 def test_bad_keywords_are_named(kw, words):

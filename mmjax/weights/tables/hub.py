@@ -222,10 +222,11 @@ def sizes(
     epsilon=config["layer_norm_eps"],
   )
   if patches:
-    patch = found["patch"] = config["patch_size"]
-    # Their convolution leaves out what fills no patch.
-    if any(n % patch for n in pixels(config)):
-      found["crop"] = True
+    found["patch"] = config["patch_size"]
+    # Images of other sizes, as with interpolate_pos_encoding=True; their
+    # convolution leaves out what fills no patch.
+    found["interpolate"] = "bicubic"
+    found["crop"] = True
   return found
 
 

@@ -1,20 +1,19 @@
-"""ViT and DeiT without distillation: the model hub's, and Google's .npz.
+"""ViT and DeiT of the model hub, and Google's ViT in .npz.
 
 Google's files (github google-research/vision_transformer, big_vision) stand in
 `Transformer/encoderblock_0/...` with kernels laid out as ours.
 """
 
 import math
-from typing import Any
 
 from mmjax import errors
 from mmjax.weights import recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import SAME, Rule
-from mmjax.weights.tables import hub
+from mmjax.weights.tables import hub, hub_vit
 
-MODEL_TYPES = ("vit",)
+MODEL_TYPES = ("vit", "deit")
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -29,47 +28,37 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
 def _hub(checkpoint: Checkpoint) -> Recipe:
   config = recipe.Config(checkpoint.config, checkpoint.path)
   shapes = checkpoint.shapes
-  # A bare encoder has no prefix; one with a head on top has.
-  prefix = "vit." if any(n.startswith("vit.") for n in shapes) else ""
+  kind = config["model_type"]
+  hub_vit.check(config)
+  prefix = hub_vit.prefix(shapes, kind)
   heads, width = config["num_attention_heads"], config["hidden_size"]
-  classes = (
-    shapes["classifier.weight"][0] if "classifier.weight" in shapes else None
-  )
-  model: dict[str, Any] = dict(
-    name="vit",
-    **hub.sizes(config, patches=True),
-    num_classes=classes,
-    pool="tok",
-  )
-  e, block = f"{prefix}embeddings.", f"{prefix}encoder.layer.{{n}}."
+  qkv_bias = config.get("qkv_bias", True)
+  tokens = ("cls", "distilled") if kind == "deit" else ("cls",)
+  # DeiT with a teacher has a head for each of the two tokens.
+  pair = "distillation_classifier.weight" in shapes
+  head = "cls_classifier" if pair else "classifier"
+  classes = hub_vit.classes(shapes, head)
   rules = [
-    Rule("cls", f"{e}cls_token", rename.reshape((1, width), (1, 1, width))),
-    *hub.positions(
-      f"{e}position_embeddings", hub.grid(config), width, batched=True
+    *hub_vit.embeddings(
+      f"{prefix}embeddings.", hub.grid(config), width, tokens
     ),
-    Rule(
-      "embedding/kernel",
-      f"{e}patch_embeddings.projection.weight",
-      rename.CONV2D,
-    ),
-    Rule("embedding/bias", f"{e}patch_embeddings.projection.bias"),
+    *hub_vit.blocks(f"{prefix}encoder.layer.{{n}}.", heads, qkv_bias=qkv_bias),
     *hub.norm("norm", f"{prefix}layernorm"),
-    *hub.norm("encoder/blocks/norm1", f"{block}layernorm_before"),
-    *hub.norm("encoder/blocks/norm2", f"{block}layernorm_after"),
-    *hub.attention(
-      "encoder/blocks/attention",
-      [f"{block}attention.attention.{n}" for n in ("query", "key", "value")],
-      f"{block}attention.output.dense",
-      heads,
-    ),
-    *hub.linear("encoder/blocks/mlp/up", f"{block}intermediate.dense"),
-    *hub.linear("encoder/blocks/mlp/down", f"{block}output.dense"),
   ]
   if classes is not None:
-    rules += hub.linear("head", "classifier")
+    rules += hub.linear("head", head)
+  if pair:
+    rules += hub.linear("head_distilled", "distillation_classifier")
   return Recipe(
     table="vit",
-    model=model,
+    model=dict(
+      name="vit",
+      **hub.sizes(config, patches=True),
+      num_classes=classes,
+      pool="pair" if pair else "tok",
+      distilled=kind == "deit",
+      qkv_bias=qkv_bias,
+    ),
     inputs={"image": hub.image_input(config)},
     rules=rules,
     config=checkpoint.config,
@@ -143,6 +132,7 @@ def _google(checkpoint: Checkpoint) -> Recipe:
       patch=patch,
       num_classes=classes,
       pool="tok",
+      interpolate="bilinear_corners",
     ),
     inputs={"image": ((1, side * patch, side * patch, 3), "float32")},
     rules=rules,

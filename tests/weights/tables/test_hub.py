@@ -38,12 +38,12 @@ def test_sizes_of_images():
   assert hub.grid(config) == (3, 2)
   assert hub.image_input(config) == ((1, 24, 16, 3), "float32")
   sizes = hub.sizes(config, patches=True)
-  assert sizes["patch"] == 8 and "crop" not in sizes
-  # Pixels that fill no patch.
+  # Images of any size, and pixels that fill no patch.
+  assert sizes["patch"] == 8 and sizes["crop"]
+  assert sizes["interpolate"] == "bicubic"
   config["image_size"] = 26
   assert hub.grid(config) == (3, 3)
-  assert hub.sizes(config, patches=True)["crop"]
-  assert "patch" not in hub.sizes(config)
+  assert not {"patch", "crop", "interpolate"} & hub.sizes(config).keys()
 
 
 def test_packed_attention_is_query_key_value(rng):

@@ -171,3 +171,22 @@ def test_positions_of_google_that_are_no_square():
   shapes["Transformer/posembed_input/pos_embedding"] = (1, 1 + 6, 8)
   with pytest.raises(errors.InputError, match="6 positions are no square"):
     vit.build(checkpoint(shapes))
+
+
+def test_deit_has_two_tokens_and_with_a_teacher_two_heads(recorded):
+  loaded, _, _ = recorded("deit_teacher")
+  assert (loaded.model.pool, loaded.model.distilled) == ("pair", True)
+  assert loaded.variables["params"]["posemb"]["extra"].shape == (2, 16)
+  loaded, _, _ = recorded("deit_other_size")
+  assert (loaded.model.pool, loaded.model.distilled) == ("tok", True)
+
+
+def test_images_of_any_size_only_as_the_reference_stretches(recorded):
+  loaded, out, want = recorded("vit_other_size")
+  assert loaded.model.interpolate == "bicubic" and not loaded.model.qkv_bias
+  model = loaded.model.clone(interpolate="bicubic_antialias")
+  image = np.random.default_rng(1).normal(size=(2, 43, 18, 3)).astype("f4")
+  other, _ = jax.jit(model.apply)(loaded.variables, image)
+  scale = np.abs(want["0"]).max()
+  assert np.abs(out[0] - want["0"]).max() < 1e-5 * scale
+  assert np.abs(other - want["0"]).max() > 1e-3 * scale

@@ -1,0 +1,268 @@
+"""ViT as timm names it, also AudioMAE's encoder and DeiT's own files.
+
+Files have no config, or timm's: {"architecture": "vit_base_patch16_224",
+"global_pool": "token", "model_args": {"num_heads": 12, "img_size": [224,
+224]}}. What it does not say is read off the tensors; the number of heads, which
+nothing there shows, by the sizes that papers name. AudioMAE ("Masked
+autoencoders that listen", Huang et al. 2022) has one channel and spectrograms
+of 128 mels; of its pretraining only the encoder is read.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmjax import errors
+from mmjax.layers.transformer import SIZES
+from mmjax.weights import recipe, rename
+from mmjax.weights.files import Checkpoint
+from mmjax.weights.recipe import Recipe
+from mmjax.weights.rename import LINEAR, SAME, Rule
+from mmjax.weights.tables import hub
+
+MARKS = ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "pos_embed")
+# Our names of the tokens before the patches, in their order.
+TOKENS = {
+  "cls": "cls_token",
+  "distilled": "dist_token",
+  "registers": "reg_token",
+}
+POOLS = {"token": "tok", "avg": "gap", "": "none"}
+HEADS = {
+  **{(s["width"], s["depth"], s["mlp"]): s["heads"] for s in SIZES.values()},
+  (1536, 40, 4096): 24,  # DINOv2 giant
+}
+BINS = 128
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def build(checkpoint: Checkpoint) -> Recipe | None:
+  """Returns the recipe of a ViT of timm, or None for any other checkpoint.
+
+  Raises:
+    InputError: a config value that we cannot follow, or sizes that neither
+      tensors nor config tell.
+  """
+  shapes = checkpoint.shapes
+  if "model_type" in checkpoint.config or not set(MARKS) <= shapes.keys():
+    return None
+  config = recipe.Config(checkpoint.config, checkpoint.path)
+  arguments = _arguments(config)
+  width, channels, patch, _ = shapes["patch_embed.proj.weight"]
+  depth = sum(n.endswith(".attn.qkv.weight") for n in shapes)
+  first = "blocks.0."
+  mlp = shapes[f"{first}mlp.fc2.weight"][1]
+  gated = shapes[f"{first}mlp.fc1.weight"][0] == 2 * mlp
+  heads = arguments.get("num_heads") or HEADS.get((width, depth, mlp))
+  if heads is None:
+    raise errors.InputError(
+      f"weights path = {str(checkpoint.path)!r}: {depth} blocks of width "
+      f"{width} and {mlp} hidden units are no size that we know, and tensors "
+      'do not tell the heads; add {"model_args": {"num_heads": ...}} to its '
+      "config.json."
+    )
+  sound = channels == 1
+  tokens = [name for name in ("cls", "distilled") if TOKENS[name] in shapes]
+  grid, placed = _grid(checkpoint, arguments, patch, len(tokens))
+  registers = shapes.get("reg_token", (1, 0))[1]
+  classes = shapes["head.weight"][0] if "head.weight" in shapes else None
+  pooled = "fc_norm.weight" in shapes
+  qkv_bias = f"{first}attn.qkv.bias" in shapes
+  scaled = f"{first}ls1.gamma" in shapes
+  pre_norm = "norm_pre.weight" in shapes
+  encoder = dict(
+    width=width,
+    depth=depth,
+    heads=heads,
+    mlp=mlp,
+    patch=patch,
+    pool=_pool(config, arguments, shapes, tokens),
+    class_token="cls" in tokens,
+    distilled="distilled" in tokens,
+    registers=registers,
+    token_posemb=placed > 0,
+    pre_norm=pre_norm,
+    norm_pooled=pooled,
+    act=_act(config, gated),
+    gated=gated,
+    qkv_bias=qkv_bias,
+    patch_bias="patch_embed.proj.bias" in shapes,
+    layer_scale=1e-5 if scaled else None,
+    epsilon=1e-5 if pre_norm else 1e-6,
+    interpolate="bicubic_antialias",
+    num_classes=classes,
+  )
+  rules = [
+    *_embeddings(shapes, tokens, registers, grid, width, placed),
+    *_blocks(shapes, heads, width, mlp, gated),
+    *(hub.norm("pre_norm", "norm_pre") if pre_norm else ()),
+    *hub.norm("norm", "fc_norm" if pooled else "norm"),
+  ]
+  head = hub.linear("head", "head") if classes is not None else []
+  if "distilled" in tokens and classes is not None:
+    head += hub.linear("head_distilled", "head_dist")
+  pixels = tuple(n * patch for n in grid)
+  if sound:
+    model = dict(
+      name="audio_transformer", time_first=True, head_norm=False, **encoder
+    )
+    inputs = {"audio": ((1, *pixels), "float32")}
+    rules = [*rename.under("encoder/", "", rules), *head]
+  else:
+    model = dict(name="vit", **encoder)
+    inputs = {"image": ((1, *pixels, channels), "float32")}
+    rules += head
+  return Recipe(
+    table="timm",
+    model=model,
+    inputs=inputs,
+    rules=rules,
+    config=checkpoint.config,
+    ignore=(r"^mask_token$", r"^decoder_") if sound else (r"^mask_token$",),
+  )
+
+
+# Arguments that we read, and those that the tensors tell.
+_READ = ("num_heads", "img_size", "global_pool")
+_TOLD = (
+  "class_token",
+  "depth",
+  "dynamic_img_size",
+  "embed_dim",
+  "fc_norm",
+  "in_chans",
+  "init_values",
+  "mlp_ratio",
+  "no_embed_class",
+  "num_classes",
+  "patch_size",
+  "pre_norm",
+  "qkv_bias",
+  "reg_tokens",
+)
+
+
+def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  found = config.get("model_args") or {}
+  for name in found:
+    if name not in (*_READ, *_TOLD):
+      raise errors.unknown(
+        "config.json model_args", name, sorted((*_READ, *_TOLD))
+      )
+  return found
+
+
+def _act(config: Mapping[str, Any], gated: bool) -> str:
+  if gated:
+    return "silu"
+  quick = "quickgelu" in (config.get("architecture") or "")
+  return "quick_gelu" if quick else "gelu_exact"
+
+
+def _pool(
+  config: Mapping[str, Any],
+  arguments: Mapping[str, Any],
+  shapes: Shapes,
+  tokens: Sequence[str],
+) -> str:
+  if "distilled" in tokens:
+    return "pair"
+  said = arguments.get("global_pool", config.get("global_pool"))
+  if said is None:
+    said = "token" if tokens and "fc_norm.weight" not in shapes else "avg"
+  if said not in POOLS:
+    raise errors.unknown("config.json global_pool", said, POOLS)
+  return POOLS[said]
+
+
+def _grid(
+  checkpoint: Checkpoint,
+  arguments: Mapping[str, Any],
+  patch: int,
+  tokens: int,
+) -> tuple[tuple[int, int], int]:
+  """Returns rows and columns, and how many tokens have a position."""
+  shapes = checkpoint.shapes
+  count = shapes["pos_embed"][1]
+  size = arguments.get("img_size")
+  for placed in (tokens, 0):
+    rest = count - placed
+    if size is not None:
+      pixels = (size, size) if isinstance(size, int) else size
+      rows, columns = (n // patch for n in pixels)
+    elif shapes["patch_embed.proj.weight"][1] == 1:
+      columns = max(BINS // patch, 1)
+      rows = rest // columns
+    else:
+      rows = columns = math.isqrt(rest)
+    if rest > 0 and rows * columns == rest:
+      return (rows, columns), placed
+  raise errors.InputError(
+    f"weights path = {str(checkpoint.path)!r}: pos_embed has {count} "
+    f"positions, which are no grid beside {tokens} tokens; add "
+    '{"model_args": {"img_size": [rows, columns]}} in pixels to its '
+    "config.json."
+  )
+
+
+def _embeddings(
+  shapes: Shapes,
+  tokens: Sequence[str],
+  registers: int,
+  grid: tuple[int, int],
+  width: int,
+  placed: int,
+) -> list[Rule]:
+  rules = [
+    *hub.positions("pos_embed", grid, width, extra=placed, batched=True),
+    Rule("embedding/kernel", "patch_embed.proj.weight", rename.CONV2D),
+  ]
+  if "patch_embed.proj.bias" in shapes:
+    rules.append(Rule("embedding/bias", "patch_embed.proj.bias"))
+  counts = [(name, 1) for name in tokens]
+  if registers:
+    counts.append(("registers", registers))
+  for name, n in counts:
+    op = rename.reshape((n, width), (1, n, width))
+    rules.append(Rule(name, TOKENS[name], op))
+  return rules
+
+
+def _blocks(
+  shapes: Shapes, heads: int, width: int, mlp: int, gated: bool
+) -> list[Rule]:
+  ours, block = "encoder/blocks/", "blocks.{n}."
+  rules = [
+    *hub.norm(f"{ours}norm1", f"{block}norm1"),
+    *hub.norm(f"{ours}norm2", f"{block}norm2"),
+    Rule(
+      f"{ours}attention/out/kernel",
+      f"{block}attn.proj.weight",
+      rename.from_heads(heads),
+    ),
+    Rule(f"{ours}attention/out/bias", f"{block}attn.proj.bias"),
+    *hub.linear(f"{ours}mlp/down", f"{block}mlp.fc2"),
+  ]
+  for leaf, theirs in (("kernel", "weight"), ("bias", "bias")):
+    if f"blocks.0.attn.qkv.{theirs}" in shapes:
+      rules += rename.packed(
+        [
+          (f"{ours}attention/{x}/{leaf}", rename.to_heads(heads))
+          for x in ("query", "key", "value")
+        ],
+        f"{block}attn.qkv.{theirs}",
+        (width, width, width),
+      )
+    op = LINEAR if leaf == "kernel" else SAME
+    parts = ("gate", "up") if gated else ("up",)
+    rules += rename.packed(
+      [(f"{ours}mlp/{x}/{leaf}", op) for x in parts],
+      f"{block}mlp.fc1.{theirs}",
+      (mlp,) * len(parts),
+    )
+  if "blocks.0.ls1.gamma" in shapes:
+    rules += [
+      Rule(f"{ours}layer_scale{i}", f"{block}ls{i}.gamma") for i in (1, 2)
+    ]
+  return rules
