@@ -23,6 +23,7 @@ class Projection(nn.Module):
     axis: logical axis of the heads, or None where they are never split.
     dtype: of what is returned; the parameters are float32.
     use_bias: whether there is a bias.
+    std: standard deviation of the kernel at the start; None is Xavier's.
   """
 
   heads: int
@@ -30,14 +31,18 @@ class Projection(nn.Module):
   axis: str | None
   dtype: Any = jnp.float32
   use_bias: bool = True
+  std: float | None = None
 
   @nn.compact
   def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
     """Returns the kernel [D N H], D = width, and the bias [N H] or None."""
     shape = (self.heads, self.head_dim)
+    init = _projection_init
+    if self.std is not None:
+      init = nn.initializers.normal(self.std)
     kernel = self.param(
       "kernel",
-      rules.with_axes(_projection_init, ("embed", self.axis, "head_dim")),
+      rules.with_axes(init, ("embed", self.axis, "head_dim")),
       (width, *shape),
     ).astype(self.dtype)
     if not self.use_bias:
@@ -104,6 +109,8 @@ class Attention(nn.Module):
     softcap: of the scores, see `ops.attention`.
     rotary: theta of rotary positions; None is none.
     out_width: of what is returned; None is D.
+    std, out_std: standard deviations at the start of query, key and value,
+      and of the projection back; None is Xavier's.
     impl: implementation of `ops.attention`; None is the best that runs.
   """
 
@@ -117,6 +124,8 @@ class Attention(nn.Module):
   softcap: float | None = None
   rotary: float | None = None
   out_width: int | None = None
+  std: float | None = None
+  out_std: float | None = None
   impl: str | None = None
 
   @nn.compact
@@ -170,7 +179,13 @@ class Attention(nn.Module):
     kv_name = "kv_heads" if kv_heads > 1 else None
     query, key, value = (
       Projection(
-        n, head_dim, axis, self.dtype, letter in self.biases, name=name
+        n,
+        head_dim,
+        axis,
+        self.dtype,
+        letter in self.biases,
+        self.std,
+        name=name,
       )
       for name, n, axis, letter in (
         ("query", self.heads, "heads", "q"),
@@ -202,14 +217,15 @@ class Attention(nn.Module):
           k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
     out = self._attend(q, k, v, mask, bias, kv_name, deterministic)
 
+    init = nn.initializers.xavier_uniform()
+    if self.out_std is not None:
+      init = nn.initializers.normal(self.out_std)
     out = nn.DenseGeneral(
       self.out_width or width,
       axis=(-2, -1),
       dtype=self.dtype,
       use_bias="o" in self.biases,
-      kernel_init=rules.with_axes(
-        nn.initializers.xavier_uniform(), ("heads", "head_dim", "embed")
-      ),
+      kernel_init=rules.with_axes(init, ("heads", "head_dim", "embed")),
       bias_init=rules.with_axes(nn.initializers.zeros, ("norm",)),
       name="out",
     )(out)

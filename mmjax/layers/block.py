@@ -34,6 +34,10 @@ class Spec:
       ("Going deeper with image transformers", Touvron et al. 2021); None is
       no such parameter.
     dropout: rate on attention weights, hidden units and branch outputs.
+    attention_dropout, hidden_dropout: rates of the first two where they are
+      others; None is `dropout`.
+    std: standard deviation of the kernels at the start, out_std: of those
+      at the end of a branch; None is Xavier's.
   """
 
   heads: int
@@ -53,6 +57,10 @@ class Spec:
   cross: bool = False
   layer_scale: float | None = None
   dropout: float = 0.0
+  attention_dropout: float | None = None
+  hidden_dropout: float | None = None
+  std: float | None = None
+  out_std: float | None = None
 
 
 class Cache(NamedTuple):
@@ -168,11 +176,13 @@ class Block(nn.Module):
         head_dim=spec.head_dim,
         kv_heads=spec.kv_heads,
         dtype=self.dtype,
-        dropout=spec.dropout,
+        dropout=_else(spec.attention_dropout, spec.dropout),
         biases=spec.biases,
         scale=spec.scale,
         softcap=spec.softcap,
         rotary=rotary,
+        std=spec.std,
+        out_std=spec.out_std,
         name=name,
       )(y, x_kv, mask, deterministic, cache=kv, **kw)
       return y if kv is not None else (y, None)
@@ -205,7 +215,9 @@ class Block(nn.Module):
         act=spec.act,
         gated=spec.gated,
         use_bias=spec.mlp_bias,
-        dropout=spec.dropout,
+        dropout=_else(spec.hidden_dropout, spec.dropout),
+        std=spec.std,
+        out_std=spec.out_std,
         dtype=self.dtype,
         name="mlp",
       )(y, deterministic)
@@ -238,6 +250,10 @@ class Block(nn.Module):
       )
       y = jnp.where(keep, y / (1.0 - drop_path).astype(y.dtype), 0.0)
     return x + y if spec.order == "pre" else normal(x + y)
+
+
+def _else(value: float | None, default: float) -> float:
+  return default if value is None else value
 
 
 class Cycle(nn.Module):

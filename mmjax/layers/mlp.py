@@ -49,6 +49,8 @@ class MLP(nn.Module):
     gated: whether there is a gate.
     use_bias: of the dense layers.
     dropout: rate after the activation.
+    std, out_std: standard deviations of the kernels to the hidden units and
+      back at the start; None is Xavier's.
     dtype: of the computation; parameters are float32.
   """
 
@@ -57,6 +59,8 @@ class MLP(nn.Module):
   gated: bool = False
   use_bias: bool = True
   dropout: float = 0.0
+  std: float | None = None
+  out_std: float | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -79,11 +83,15 @@ class MLP(nn.Module):
     self, x: jax.Array, name: str, features: int, axes: tuple[str, str]
   ) -> jax.Array:
     bias_axis = "norm" if axes[1] == "embed" else axes[1]
+    std = self.out_std if name == "down" else self.std
+    init = nn.initializers.xavier_uniform()
+    if std is not None:
+      init = nn.initializers.normal(std)
     return nn.Dense(
       features,
       use_bias=self.use_bias,
       dtype=self.dtype,
-      kernel_init=rules.with_axes(nn.initializers.xavier_uniform(), axes),
+      kernel_init=rules.with_axes(init, axes),
       bias_init=rules.with_axes(nn.initializers.normal(1e-6), (bias_axis,)),
       name=name,
     )(x)

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmjax import errors
 from mmjax.weights import rename
+from mmjax.weights.files import Checkpoint
 from mmjax.weights.rename import LINEAR, Rule
 
 # Their name of an activation -> ours: their "gelu" is the exact one.
@@ -20,19 +21,22 @@ ACTS = {
 }
 
 
-def act(config: Mapping[str, Any], part: str = "") -> str:
-  """Returns our name of the activation `hidden_act` of a config.
+def act(
+  config: Mapping[str, Any], part: str = "", field: str = "hidden_act"
+) -> str:
+  """Returns our name of the activation of a config.
 
   Args:
     config: of the encoder.
     part: where it stands in config.json, "text_config", for the message.
+    field: its name there.
 
   Raises:
     InputError: an activation that we do not have.
   """
-  name = config["hidden_act"]
+  name = config[field]
   if name not in ACTS:
-    where = f"{part}.hidden_act" if part else "hidden_act"
+    where = f"{part}.{field}" if part else field
     raise errors.unknown(f"config.json {where}", name, ACTS)
   return ACTS[name]
 
@@ -233,3 +237,34 @@ def sizes(
 def image_input(config: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
   """Returns shape and dtype of one image, of an image encoder's config."""
   return (1, *pixels(config), config.get("num_channels", 3)), "float32"
+
+
+def prefix(checkpoint: Checkpoint, name: str) -> str:
+  """Returns what the names of a model begin with: a bare one has no prefix."""
+  return name if any(n.startswith(name) for n in checkpoint.shapes) else ""
+
+
+def check_heads(heads: int, width: int, names: tuple[str, str]) -> None:
+  """Raises InputError unless the heads, a field of a config, divide D."""
+  if width % heads:
+    raise errors.InputError(
+      f"config.json {names[0]} = {heads} does not divide {names[1]} = {width}; "
+      "one of them is wrong."
+    )
+
+
+def decoder_ends(prefix: str, config: Mapping[str, Any]) -> list[Rule]:
+  """Returns the rules of GPT's embeddings, last norm and head."""
+  rules = [
+    Rule("embedding/table", f"{prefix}wte.weight"),
+    Rule("places/table", f"{prefix}wpe.weight"),
+    *norm("final_norm", f"{prefix}ln_f"),
+  ]
+  if not config["tie_word_embeddings"]:
+    rules.append(Rule("head", "lm_head.weight", LINEAR))
+  return rules
+
+
+def tied_head(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns what to ignore: the copy of the embeddings as a head."""
+  return (r"^lm_head\.weight$",) if config["tie_word_embeddings"] else ()
