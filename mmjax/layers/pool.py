@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mmjax.layers.attention import Attention
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import layer_norm
-from mmjax.ops.masks import KeyPadding
+from mmjax.ops.masks import KeyPadding, Mask
 from mmjax.parallel import rules
 
 
@@ -86,9 +86,18 @@ class MAPHead(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, lengths: jax.Array | None = None
+    self,
+    x: jax.Array,
+    lengths: jax.Array | None = None,
+    mask: Mask | None = None,
   ) -> jax.Array:
-    """Maps [B T D] to [B D], reading the first lengths[b] tokens of a row."""
+    """Maps [B T D] to [B D].
+
+    Args:
+      x: tokens.
+      lengths: int [B], only the first lengths[b] tokens of a row are read.
+      mask: the tokens that are read, where they are not the first.
+    """
     B, _, D = x.shape
     probe = self.param(
       "probe",
@@ -96,7 +105,9 @@ class MAPHead(nn.Module):
       (1, D),
     )
     probe = jnp.broadcast_to(probe.astype(self.dtype)[None], (B, 1, D))
-    mask = None if lengths is None else KeyPadding(lengths)
+    if lengths is not None:
+      read = KeyPadding(lengths)
+      mask = read if mask is None else mask & read
     x = Attention(self.heads, dtype=self.dtype, name="attention")(
       probe, x, mask
     )

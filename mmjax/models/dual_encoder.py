@@ -65,6 +65,8 @@ class DualEncoder(nn.Module):
     image: jax.Array | None = None,
     text: jax.Array | None = None,
     *,
+    image_mask: jax.Array | None = None,
+    image_shapes: jax.Array | None = None,
     train: bool = False,
   ) -> tuple[jax.Array | None, jax.Array | None, Scale]:
     """Embeds images, texts or both.
@@ -72,6 +74,8 @@ class DualEncoder(nn.Module):
     Args:
       image: what the image encoder takes, [B Y X C], or None.
       text: what the text encoder takes, int32 [B T], or None.
+      image_mask, image_shapes: mask and shapes of patches, for an image
+        encoder that takes them, see `models.naflex`.
       train: dropout on; needs the rng "dropout" if any rate is above 0.
 
     Returns:
@@ -80,7 +84,9 @@ class DualEncoder(nn.Module):
     """
     image_BD, text_BD = None, None
     if image is not None:
-      image_BD, _ = self.image(image, train=train)
+      given = dict(mask=image_mask, shapes=image_shapes)
+      given = {k: v for k, v in given.items() if v is not None}
+      image_BD, _ = self.image(image, train=train, **given)
       image_BD = self._joint(image_BD, "image")
     if text is not None:
       text_BD = self.text(text, train=train)

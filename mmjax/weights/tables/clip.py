@@ -1,5 +1,8 @@
 """CLIP with a ViT, in the model hub's layout (model_type "clip").
 
+An image or text encoder alone ("clip_vision_model", "clip_text_model") may
+have its projection, and has names with or without a prefix.
+
 "Learning transferable visual models from natural language supervision",
 Radford et al. 2021. The scale of the logits has no upper limit here: it binds
 in training only, and released models stand at it (100).
@@ -53,39 +56,42 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     InputError: a config value that we cannot follow.
   """
   config = checkpoint.config
-  if config.get("model_type") not in MODEL_TYPES:
+  kind = config.get("model_type")
+  if kind == "clip_vision_model":
+    image = {**IMAGE, **config}
+    return _alone(
+      checkpoint,
+      _image_model(image),
+      {"image": hub.image_input(image)},
+      _image(image),
+      ("vision_model.", "visual_projection"),
+    )
+  if kind == "clip_text_model":
+    text = {**TEXT, **config}
+    return _alone(
+      checkpoint,
+      _text_model(text),
+      {"tokens": _text_input(text)},
+      hub.clip_text(text["num_attention_heads"]),
+      ("text_model.", "text_projection"),
+    )
+  if kind not in MODEL_TYPES:
     return None
+  return _both(config)
+
+
+def _both(config: Mapping[str, Any]) -> Recipe:
   image = _part(config, "vision_config", IMAGE)
   text = _part(config, "text_config", TEXT)
-  length = text["max_position_embeddings"]
   return Recipe(
     table="clip",
     model=dict(
       name="dual_encoder",
-      image=dict(
-        name="vit",
-        **hub.sizes(image, "vision_config", patches=True),
-        pool="tok",
-        pre_norm=True,
-        patch_bias=False,
-      ),
-      text=dict(
-        name="text_encoder",
-        **hub.sizes(text, "text_config"),
-        vocab_size=text["vocab_size"],
-        length=length,
-        causal=True,
-        pool="eot",
-        eot_id=_eot(text),
-        # Padding comes after the token that is read, which never sees it.
-        mask_pad=False,
-      ),
+      image=_image_model(image, "vision_config"),
+      text=_text_model(text, "text_config"),
       embed_dim=config.get("projection_dim") or EMBED_DIM,
     ),
-    inputs={
-      "image": hub.image_input(image),
-      "text": ((1, length), "int32"),
-    },
+    inputs={"image": hub.image_input(image), "text": _text_input(text)},
     rules=[
       *rename.under("image/", "vision_model.", _image(image)),
       *rename.under(
@@ -101,6 +107,59 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   )
 
 
+def _alone(
+  checkpoint: Checkpoint,
+  model: dict[str, Any],
+  inputs: dict[str, tuple[tuple[int, ...], str]],
+  rules: list[Rule],
+  names: tuple[str, str],
+) -> Recipe:
+  """Returns the recipe of one encoder, with or without its projection."""
+  prefix = hub.prefix(checkpoint, names[0])
+  rules = rename.under("", prefix, rules)
+  weight = checkpoint.shapes.get(f"{names[1]}.weight")
+  if weight is not None:
+    model = dict(name="projected", encoder=model, embed_dim=weight[0])
+    rules = rename.under("encoder/", "", rules)
+    rules += hub.linear("projection", names[1], bias=False)
+  return Recipe(
+    table="clip",
+    model=model,
+    inputs=inputs,
+    rules=rules,
+    config=checkpoint.config,
+    ignore=(r"position_ids$",),
+  )
+
+
+def _image_model(image: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+  return dict(
+    name="vit",
+    **hub.sizes(image, part, patches=True),
+    pool="tok",
+    pre_norm=True,
+    patch_bias=False,
+  )
+
+
+def _text_model(text: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+  return dict(
+    name="text_encoder",
+    **hub.sizes(text, part),
+    vocab_size=text["vocab_size"],
+    length=text["max_position_embeddings"],
+    causal=True,
+    pool="eot",
+    eot_id=_eot(text, part),
+    # Padding comes after the token that is read, which never sees it.
+    mask_pad=False,
+  )
+
+
+def _text_input(text: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
+  return (1, text["max_position_embeddings"]), "int32"
+
+
 def _part(
   config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -111,14 +170,15 @@ def _part(
   return found if early is None else {**found, **defaults, **early}
 
 
-def _eot(text: Mapping[str, Any]) -> int | None:
+def _eot(text: Mapping[str, Any], part: str) -> int | None:
   eos = text["eos_token_id"]
   if eos == LEGACY_EOS:
     return None
   if not isinstance(eos, int):
+    where = f"{part}.eos_token_id" if part else "eos_token_id"
     raise errors.InputError(
-      f"config.json text_config.eos_token_id = {eos!r}: CLIP's text is read at "
-      "one id; give the id of the end of text."
+      f"config.json {where} = {eos!r}: CLIP's text is read at one id; give the "
+      "id of the end of text."
     )
   return eos
 
