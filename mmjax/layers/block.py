@@ -29,7 +29,8 @@ class Spec:
     order: "pre" is x + f(norm(x)) ("Learning deep Transformer models", Wang
       et al. 2019), "post" is norm(x + f(x)) ("Attention is all you need").
     biases: of the attention, letters of "qkvo". mlp_bias: of the MLP.
-    cross: an attention to a memory between self-attention and MLP.
+    cross: an attention to a memory between self-attention and MLP, which is
+      left out where there is neither a memory nor a cache of one.
     layer_scale: what each entry of a branch is multiplied by at the start
       ("Going deeper with image transformers", Touvron et al. 2021); None is
       no such parameter.
@@ -223,7 +224,7 @@ class Block(nn.Module):
       )(y, deterministic)
 
     x = self._add(x, attention, "1", drop_path, deterministic)
-    if spec.cross:
+    if spec.cross and not (context.memory is None and memory is None):
       x = self._add(x, cross, "_cross", drop_path, deterministic)
     x = self._add(x, mlp, "2", drop_path, deterministic)
     x = rules.constrain(x, "batch", "length", "embed")

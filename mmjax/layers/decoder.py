@@ -106,7 +106,7 @@ class DecoderLM(nn.Module):
       self.relative = RelativeBias(self.heads, bidirectional=False)
     self.embed_drop = nn.Dropout(self.embed_dropout)
     self.decoder = Stack(
-      self._spec,
+      self.spec,
       self.depth,
       dtype=self.dtype,
       scan=self.scan,
@@ -122,7 +122,8 @@ class DecoderLM(nn.Module):
       self.head = self.param("head", init, (self.width, rows))
 
   @property
-  def _spec(self) -> Spec:
+  def spec(self) -> Spec:
+    """Returns what the blocks are made of."""
     return Spec(
       self.heads,
       self.mlp,
@@ -303,7 +304,7 @@ class DecoderLM(nn.Module):
       more = counted - counted[:, T - 1 : T] + positions[:, -1:]
       counted = jnp.concatenate([positions, more[:, T:]], 1)
     layers = make_cache(
-      self._spec,
+      self.spec,
       self.depth,
       width=self.width,
       batch=B,

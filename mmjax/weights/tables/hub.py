@@ -76,11 +76,6 @@ def part(
   return {**defaults, **(config.get(name) or {})}
 
 
-def prefix(checkpoint: Checkpoint, name: str) -> str:
-  """Returns `name` if tensors have this prefix, "" if they do without."""
-  return name if any(n.startswith(name) for n in checkpoint.tensors) else ""
-
-
 def grid(config: Mapping[str, Any]) -> tuple[int, int]:
   """Returns rows and columns of patches, of an image encoder's config."""
   rows, columns = pixels(config)

@@ -84,7 +84,7 @@ def _both(config: Mapping[str, Any], flexible: bool) -> Recipe:
     table="siglip",
     model=dict(
       name="dual_encoder",
-      image=_image_model(image, flexible, "vision_config"),
+      image=image_model(image, flexible, "vision_config"),
       text=_text_model(text, "text_config"),
       # Where the sizes of the two differ, the text's head makes up for it.
       embed_dim=_projection(text),
@@ -95,7 +95,7 @@ def _both(config: Mapping[str, Any], flexible: bool) -> Recipe:
     ),
     inputs={**image_inputs, "text": _text_input(text)},
     rules=[
-      *rename.under("image/", "vision_model.", _image(image, flexible)),
+      *rename.under("image/", "vision_model.", image_rules(image, flexible)),
       *rename.under(
         "text/", "text_model.", hub.clip_text(text["num_attention_heads"])
       ),
@@ -114,9 +114,9 @@ def _image_alone(checkpoint: Checkpoint, flexible: bool) -> Recipe:
   prefix = hub.prefix(checkpoint, "vision_model.")
   return Recipe(
     table="siglip",
-    model=_image_model(config, flexible),
+    model=image_model(config, flexible),
     inputs=_image_inputs(config, flexible),
-    rules=rename.under("", prefix, _image(config, flexible)),
+    rules=rename.under("", prefix, image_rules(config, flexible)),
     config=checkpoint.config,
     ignore=(r"position_ids$",),
   )
@@ -164,9 +164,16 @@ def _text_input(text: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
   return (1, text["max_position_embeddings"]), "int32"
 
 
-def _image_model(
+def image_model(
   image: Mapping[str, Any], flexible: bool, part: str = ""
 ) -> dict[str, Any]:
+  """Returns the keywords of an image encoder of this config.
+
+  Args:
+    image: its config.
+    flexible: it is NaFlex.
+    part: where it stands in config.json, "vision_config", for messages.
+  """
   pool = "map" if image["vision_use_head"] else "none"
   if not flexible:
     return dict(name="vit", **hub.sizes(image, part, patches=True), pool=pool)
@@ -204,7 +211,8 @@ def _image_inputs(image: Mapping[str, Any], flexible: bool) -> Inputs:
   }
 
 
-def _image(config: Mapping[str, Any], flexible: bool) -> list[Rule]:
+def image_rules(config: Mapping[str, Any], flexible: bool) -> list[Rule]:
+  """Returns the rules of an image encoder; see `image_model`."""
   width, heads = config["hidden_size"], config["num_attention_heads"]
   grid, kernel = None, rename.CONV2D
   if flexible:  # patches, pixel by pixel: a matrix [D patch*patch*C]

@@ -1,0 +1,116 @@
+"""PaliGemma (the first) of the hub (model_type "paligemma").
+
+"PaliGemma: a versatile 3B VLM for transfer", Beyer et al. 2024. The hub's files
+say `vision_tower.vision_model.` and `language_model.model.`; what transformers
+5 writes leaves out the inner names, or puts `model.` before all.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax import errors
+from mmjax.weights import recipe, rename
+from mmjax.weights.files import Checkpoint
+from mmjax.weights.recipe import Recipe
+from mmjax.weights.tables import gemma, hub, siglip
+
+MODEL_TYPES = ("paligemma",)
+
+# What files may leave out as a whole.
+IMAGE = dict(
+  hidden_size=1152,
+  intermediate_size=4096,
+  num_hidden_layers=27,
+  num_attention_heads=16,
+  image_size=224,
+  patch_size=14,
+)
+TEXT = dict(
+  hidden_size=2048,
+  intermediate_size=16_384,
+  num_hidden_layers=18,
+  num_attention_heads=8,
+  num_key_value_heads=1,
+  vocab_size=257_152,
+)
+
+
+def build(checkpoint: Checkpoint) -> Recipe | None:
+  """Returns the recipe of a PaliGemma, or None for any other checkpoint.
+
+  Raises:
+    InputError: a config value that we cannot follow.
+  """
+  config = checkpoint.config
+  if config.get("model_type") not in MODEL_TYPES:
+    return None
+  image = {**siglip.IMAGE, **(config.get("vision_config") or IMAGE)}
+  text = {**gemma.DEFAULTS, **(config.get("text_config") or TEXT)}
+  _check(config, image, text)
+  image["vision_use_head"] = False  # its pooling head is not read
+  # It says that prompts are seen both ways, which the model does by itself.
+  text.pop("use_bidirectional_attention", None)
+  language = recipe.Config(text, checkpoint.path)
+  towers = _prefix(checkpoint, "embeddings.patch_embedding.weight")
+  projector = _prefix(checkpoint, "multi_modal_projector.linear.weight")
+  words = _prefix(checkpoint, "embed_tokens.weight")
+  return Recipe(
+    table="paligemma",
+    model=dict(
+      name="paligemma",
+      image=siglip.image_model(image, False, "vision_config"),
+      language=dict(
+        name="decoder_lm", **gemma.keywords(language, "text_config")
+      ),
+    ),
+    inputs={"image": hub.image_input(image), "tokens": ((1, 2), "int32")},
+    rules=[
+      *rename.under("image/", towers, siglip.image_rules(image, False)),
+      *hub.linear("projection", f"{projector}multi_modal_projector.linear"),
+      *rename.under("language/", words, gemma.rules(language)),
+    ],
+    config=config,
+    ignore=(
+      r"\.position_ids$",
+      r"rotary_emb\.inv_freq$",
+      r"(^|\.)lm_head\.weight$",  # a copy of the embeddings
+      r"vision_tower\.(vision_model\.)?head\.",  # not read
+    ),
+  )
+
+
+def _prefix(checkpoint: Checkpoint, name: str) -> str:
+  """Returns what stands before a tensor's name; "" if there is none."""
+  found = [n for n in checkpoint.tensors if n.endswith(name)]
+  return found[0].removesuffix(name) if found else ""
+
+
+def _check(
+  config: Mapping[str, Any], image: Mapping[str, Any], text: Mapping[str, Any]
+) -> None:
+  for where, value, known in (
+    ("text_config.model_type", text.get("model_type", "gemma"), ("gemma",)),
+    (
+      "vision_config.model_type",
+      image.get("model_type", "siglip_vision_model"),
+      ("siglip_vision_model", "siglip"),
+    ),
+  ):
+    if value not in known:
+      raise errors.unknown(f"config.json {where}", value, known)
+  for where, value in (
+    ("tie_word_embeddings", config.get("tie_word_embeddings", True)),
+    ("text_config.tie_word_embeddings", text["tie_word_embeddings"]),
+  ):
+    if value is False:
+      raise errors.InputError(
+        f"config.json {where} = False: PaliGemma's head is the table of "
+        "embeddings; a head of its own cannot be loaded. Write true if it is "
+        "the same."
+      )
+  for name in ("final_logit_softcapping", "sliding_window"):
+    if text.get(name):
+      raise errors.InputError(
+        f"config.json text_config.{name} = {text[name]!r}: Gemma, the first, "
+        "has none; only null can be loaded."
+      )

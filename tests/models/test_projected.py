@@ -1,0 +1,30 @@
+"""A projection after an encoder, of images and of texts."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from mmjax import build, errors
+from mmjax.models import projected
+
+IMAGE = dict(name="vit", width=8, depth=1, heads=2, mlp=12, patch=4)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_features_are_multiplied_and_the_rest_is_kept(use_bias):
+  module = projected.build(encoder=IMAGE, embed_dim=5, use_bias=use_bias)
+  image = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
+  params = nn.unbox(module.init(jax.random.key(1), image=image))["params"]
+  dense = params["projection"]
+  assert ("bias" in dense) == use_bias
+  got, out = module.apply({"params": params}, image=image)
+  bare = build.build("models", **IMAGE)
+  want, _ = bare.apply({"params": params["encoder"]}, image)
+  np.testing.assert_allclose(got, want @ dense["kernel"], atol=1e-5)
+  np.testing.assert_allclose(out["pre_logits"], want, atol=1e-6)
+
+
+def test_an_encoder_has_a_name():
+  with pytest.raises(errors.InputError, match="name"):
+    projected.build(encoder=dict(width=8), embed_dim=4)
