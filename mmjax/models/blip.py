@@ -115,7 +115,8 @@ class Blip(nn.Module):
       image: [B Y X C], see `models.vit`.
       tokens: int32 [B T]: the caption, the question, the text.
       mask: [B T], 0 where there is no token; None is all.
-      decoder_tokens: int32 [B A], the answer; only of task "answer".
+      decoder_tokens: int32 [B A], the answer; only of task "answer". They
+        read all places of the question, padding too, as in the reference.
       decoder_mask: [B A].
       train: dropout on; needs the rng "dropout" if any rate is above 0.
 
@@ -133,7 +134,7 @@ class Blip(nn.Module):
     out = {"image": seen}
     keys = None if mask is None else masks.Keys(mask)
     if self.task == "caption":
-      x = self._written(tokens, mask, seen, None, train)
+      x = self._written(tokens, mask, seen, train)
       return self.decoder.logits(x), out
     x = self.encoder(tokens, keys, memory=seen, train=train)
     out["text"] = x
@@ -143,7 +144,7 @@ class Blip(nn.Module):
           "models.blip decoder_tokens: not given; give the answer so far, or "
           "its start alone."
         )
-      x = self._written(decoder_tokens, decoder_mask, x, keys, train)
+      x = self._written(decoder_tokens, decoder_mask, x, train)
       return self.decoder.logits(x), out
     alone = self.encoder(tokens, keys, train=train)
     for name, project, features in (
@@ -159,13 +160,11 @@ class Blip(nn.Module):
     """Maps images to what is attended to [B M D], the class token first."""
     return self.image(image, train=train)[1]["tokens"]
 
-  def _written(self, tokens, mask, memory, memory_mask, train):
+  def _written(self, tokens, mask, memory, train):
     causal: masks.Mask = masks.Causal()
     if mask is not None:
       causal = causal & masks.Keys(mask)
-    return self.decoder(
-      tokens, causal, memory=memory, memory_mask=memory_mask, train=train
-    )
+    return self.decoder(tokens, causal, memory=memory, train=train)
 
   def start(
     self,

@@ -78,7 +78,7 @@ class NaFlex(nn.Module):
       InputError: arrays that do not go together.
     """
     image, shapes = self._as_patches(image, shapes)
-    B, P, _ = image.shape
+    P = image.shape[1]
     image = rules.constrain(image, "batch", None, None)
     if mask is None:
       mask = jnp.arange(P)[None, :] < shapes.prod(-1)[:, None]

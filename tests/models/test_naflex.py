@@ -75,9 +75,7 @@ def test_a_mask_takes_patches_away(square):
 
 @pytest.mark.parametrize("old, new", [(5, 3), (3, 7), (4, 4), (16, 5)])
 def test_an_axis_is_stretched_by_a_triangle_that_widens(old, new):
-  got = naflex.stretch(
-    jnp.arange(new)[None], jnp.full((1, 1), new), old
-  )[0]
+  got = naflex.stretch(jnp.arange(new)[None], jnp.full((1, 1), new), old)[0]
   scale = old / new
   wide = max(scale, 1.0)
   for i in range(new):
@@ -90,9 +88,7 @@ def test_an_axis_is_stretched_by_a_triangle_that_widens(old, new):
 def test_the_released_size_has_as_many_parameters_as_its_vit():
   count = lambda m, image: sum(  # noqa: E731
     x.size
-    for x in jax.tree.leaves(
-      jax.eval_shape(m.init, jax.random.key(0), image)
-    )
+    for x in jax.tree.leaves(jax.eval_shape(m.init, jax.random.key(0), image))
   )
   image = jnp.zeros((1, 256, 256, 3))
   got = count(naflex.build("B/16"), image)

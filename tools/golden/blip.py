@@ -56,7 +56,7 @@ def make() -> None:
     },
   )
 
-  model = _sharp(redraw(t.BlipForQuestionAnswering(_config(16)), seed=32))
+  model = _sharp(redraw(t.BlipForQuestionAnswering(_config(16)), seed=33))
   answer, answer_mask = _torch(ANSWER), _torch((ANSWER != PAD) * 1)
   with torch.no_grad():
     seen = model.vision_model(pixels).last_hidden_state
@@ -67,6 +67,7 @@ def make() -> None:
       answer,
       attention_mask=answer_mask,
       encoder_hidden_states=text,
+      # Says nothing: the reference does not hand it on to the attention.
       encoder_attention_mask=mask,
     ).logits
   save_hub(
@@ -84,15 +85,13 @@ def make() -> None:
         TOKENS[:, :1],
         inputs,
         way,
-        lambda _: dict(
-          pixel_values=pixels, input_ids=ids, attention_mask=mask
-        ),
+        lambda _: dict(pixel_values=pixels, input_ids=ids, attention_mask=mask),
       )
       for name, way in WAYS.items()
     },
   )
 
-  model = redraw(t.BlipForImageTextRetrieval(_config(24)), seed=33)
+  model = redraw(t.BlipForImageTextRetrieval(_config(24)), seed=34)
   with torch.no_grad():
     found = model(ids, pixels, attention_mask=mask)
     cosine = model(ids, pixels, attention_mask=mask, use_itm_head=False)

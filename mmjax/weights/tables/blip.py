@@ -82,7 +82,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       name="blip",
       task=task,
       image=dict(
-        name="vit", **hub.sizes(image, "vision_config", patches=True), pool="tok"
+        name="vit",
+        **hub.sizes(image, "vision_config", patches=True),
+        pool="tok",
       ),
       **hub.sizes(text, "text_config"),
       vocab_size=text["vocab_size"],
@@ -151,7 +153,9 @@ def _image(config: Mapping[str, Any]) -> list[Rule]:
   op = rename.to_heads(heads)
   rules = [
     Rule(
-      "cls", "embeddings.class_embedding", rename.reshape((1, width), (1, 1, width))
+      "cls",
+      "embeddings.class_embedding",
+      rename.reshape((1, width), (1, 1, width)),
     ),
     *hub.positions(
       "embeddings.position_embedding", hub.grid(config), width, batched=True

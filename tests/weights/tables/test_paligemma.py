@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+
+from mmjax import errors
+
+RELEASED = {
+  "model_type": "paligemma",
+  "text_config": {
+    "model_type": "gemma",
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 18,
+    "num_key_value_heads": 1,
+    "vocab_size": 257_216,
+  },
+  "vision_config": {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 27,
+    "patch_size": 14,
+    "vision_use_head": False,
+  },
+}
+
+
+def test_published_count(declared):
+  _, leaves = declared(RELEASED)
+  assert sum(math.prod(x.shape) for x in leaves.values()) == 2_923_466_480
+
+
+@pytest.mark.parametrize(
+  "old, new",
+  [
+    ("vision_tower.", "vision_tower.vision_model."),  # the hub's files
+    ("", "model."),
+    ("language_model.model.", "model.language_model."),
+  ],
+)
+def test_names_of_every_generation_are_read(recorded, old, new):
+  def change(tensors):
+    for name in list(tensors):
+      if name.startswith(old):
+        tensors[new + name.removeprefix(old)] = tensors.pop(name)
+
+  _, out, want = recorded("paligemma", tensors=change)
+  given = ~np.isnan(want["0"])
+  np.testing.assert_allclose(out[0][given], want["0"][given], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "change, word",
+  [
+    ({"text_config": {"model_type": "gemma2"}}, "gemma2"),
+    ({"vision_config": {"model_type": "clip"}}, "clip"),
+    ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+    (
+      {"text_config": {"final_logit_softcapping": 30.0}},
+      "final_logit_softcapping = 30.0",
+    ),
+  ],
+)
+def test_what_we_cannot_follow_is_named(declared, change, word):
+  with pytest.raises(errors.InputError, match=word):
+    declared(RELEASED | change)
