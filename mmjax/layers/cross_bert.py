@@ -43,10 +43,10 @@ class CrossBert(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self):
-    args = dict(epsilon=self.spec.epsilon, dtype=self.dtype)
+    epsilon, dtype = self.spec.epsilon, self.dtype
     self.embedding = TokenEmbed(self.vocab_size, self.width, dtype=self.dtype)
     self.posemb = LearnedSequence(self.length)
-    self.embed_norm = layer_norm(**args)
+    self.embed_norm = layer_norm(epsilon=epsilon, dtype=dtype)
     self.drop = nn.Dropout(self.spec.dropout)
     self.blocks = Stack(
       self.spec,
@@ -64,7 +64,7 @@ class CrossBert(nn.Module):
         ),
         bias_init=rules.with_axes(nn.initializers.zeros, ("norm",)),
       )
-      self.head_norm = layer_norm(**args)
+      self.head_norm = layer_norm(epsilon=epsilon, dtype=dtype)
       self.bias = self.param(
         "bias",
         rules.with_axes(nn.initializers.zeros, ("vocab",)),

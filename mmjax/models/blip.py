@@ -188,7 +188,8 @@ class Blip(nn.Module):
       Logits [B V] and the cache.
 
     Raises:
-      InputError: a model without a decoder, or more slots than positions.
+      InputError: a model without a decoder, more slots than positions, or no
+        question to answer.
     """
     if self.task == "retrieval" or slots > self.length:
       raise errors.InputError(
@@ -197,6 +198,10 @@ class Blip(nn.Module):
       )
     memory = self.see(image)
     if self.task == "answer":
+      if tokens is None:
+        raise errors.InputError(
+          "models.blip tokens: not given; an answer needs its question."
+        )
       keys = None if mask is None else masks.Keys(mask)
       memory = self.encoder(tokens, keys, memory=memory)
     cache = make_cache(
