@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.layers import pool
+from mmjax.ops.masks import Keys
 
 
 def test_mean_counts_only_its_tokens(key):
@@ -58,3 +59,16 @@ def test_a_head_starts_at_zero(key):
   y, variables = pool.head(3, jnp.float32, "head").init_with_output(key, x)
   np.testing.assert_array_equal(y, np.zeros((2, 3)))
   assert variables["params"]["kernel"].names == ("embed", "classes")
+def test_map_head_reads_where_its_mask_says(key):
+  x = jax.random.normal(key, (2, 5, 8))
+  head = pool.MAPHead(2, 16)
+  variables = head.init(key, x)
+  read = jnp.array([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1]])
+  got = head.apply(variables, x, mask=Keys(read))
+  for row in range(2):
+    kept = x[row][np.asarray(read[row]) == 1][None]
+    want = head.apply(variables, kept)
+    np.testing.assert_allclose(got[row], want[0], atol=1e-5)
+  both = head.apply(variables, x, jnp.array([3, 2]), mask=Keys(read))
+  want = head.apply(variables, x[:1, jnp.array([0, 2])])
+  np.testing.assert_allclose(both[0], want[0], atol=1e-5)

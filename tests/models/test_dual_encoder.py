@@ -105,3 +105,28 @@ def test_dtype_reaches_the_towers():
 def test_errors_name_the_field(change, words):
   with pytest.raises(errors.InputError, match=words):
     dual_encoder.build(**{**dual_encoder.TINY, **change})
+
+
+def test_patches_of_any_aspect_are_embedded_with_their_shapes():
+  model = dual_encoder.build(
+    **{
+      **dual_encoder.TINY,
+      "image": dict(
+        name="naflex", width=32, depth=1, heads=4, mlp=16, patch=2, side=2
+      ),
+    },
+  )
+  patches = jax.random.normal(jax.random.key(0), (2, 6, 12))
+  shapes = jnp.array([[2, 3], [1, 4]])
+  params = model.init(jax.random.key(1), patches, image_shapes=shapes)
+  got, text, _ = model.apply(params, patches, image_shapes=shapes)
+  assert text is None
+  changed = patches.at[1, 4:].set(9.0)  # padding
+  again, _, _ = model.apply(params, changed, image_shapes=shapes)
+  np.testing.assert_allclose(got, again, atol=1e-6)
+  mask = jnp.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]])
+  less, _, _ = model.apply(
+    params, patches, image_mask=mask, image_shapes=shapes
+  )
+  assert np.abs(less - got)[0].max() > 1e-4
+  np.testing.assert_allclose(less[1], got[1], atol=1e-6)

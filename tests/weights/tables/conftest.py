@@ -39,7 +39,7 @@ def recorded(tmp_path) -> Callable[..., Any]:
       parts = {"tensor": {}, "input": {}, "output": {}, "generate": {}}
       for key in file.files:
         kind, _, rest = key.partition("/")
-        if rest:
+        if kind in parts:
           parts[kind][rest] = file[key]
     for change, what in (
       (config, found),

@@ -167,3 +167,17 @@ def test_a_config_of_other_weights_is_refused(recorded):
 
   with pytest.raises(errors.InputError, match="of another shape"):
     recorded("clip_quick_gelu", change)
+
+
+@pytest.mark.parametrize(
+  "name, prefix, output",
+  [("clip_image", "vision_model.", "0"), ("clip_text", "text_model.", "")],
+)
+def test_encoders_alone_have_older_names_too(recorded, name, prefix, output):
+  def change(tensors):
+    for key in list(tensors):
+      tensors[prefix + key.removeprefix(prefix)] = tensors.pop(key)
+
+  _, out, want = recorded(name, tensors=change)
+  got = out if output == "" else out[int(output)]
+  np.testing.assert_allclose(got, want[output], atol=1e-4)

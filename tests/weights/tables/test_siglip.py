@@ -123,3 +123,34 @@ def test_what_we_cannot_follow_is_named(declared):
     declared(B16 | vision)
   assert "vision_config.hidden_act = 'gelu_tanh'" in str(e.value)
   assert "gelu_pytorch_tanh" in str(e.value)
+
+
+@pytest.mark.parametrize(
+  "name, prefix, output",
+  [
+    ("siglip_image", "vision_model.", "0"),
+    ("siglip2_naflex_image", "vision_model.", "0"),
+    ("siglip_text", "text_model.", ""),
+  ],
+)
+def test_encoders_alone_have_older_names_too(recorded, name, prefix, output):
+  def change(tensors):
+    for key in list(tensors):
+      tensors[prefix + key.removeprefix(prefix)] = tensors.pop(key)
+
+  _, out, want = recorded(name, tensors=change)
+  got = out if output == "" else out[int(output)]
+  np.testing.assert_allclose(got, want[output], atol=1e-4)
+
+
+def test_a_grid_that_is_no_square_is_named(declared):
+  config = {"model_type": "siglip2", "vision_config": {"num_patches": 250}}
+  with pytest.raises(errors.InputError, match="num_patches = 250"):
+    declared(config)
+
+
+def test_naflex_has_the_parameters_of_the_fixed_size_and_60_positions(declared):
+  config = {"model_type": "siglip2", "text_config": {"vocab_size": 256_000}}
+  _, leaves = declared(config)
+  count = sum(math.prod(x.shape) for x in leaves.values())
+  assert count == 375_187_970 + 60 * 768
