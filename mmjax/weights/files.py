@@ -2,8 +2,9 @@
 
 A checkpoint is a directory (config.json beside *.safetensors, possibly
 sharded, or *.bin) or a single file: .safetensors, .npz, .msgpack (Flax), .pt,
-.ckpt or .bin (PyTorch, read with weights-only loading). Nothing but names, shapes
-and dtypes is read until a tensor is asked for, where the format allows it.
+.ckpt or .bin (PyTorch, read with weights-only loading; or CTranslate2's). Nothing
+but names, shapes and dtypes is read until a tensor is asked for, where the
+format allows it.
 """
 
 import collections
@@ -20,12 +21,14 @@ import safetensors
 from flax import serialization, traverse_util
 
 from mmjax import errors
+from mmjax.weights import ctranslate2
 
 SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pt", ".pth", ".ckpt", ".bin")
 # Names of the model's file on the hub: here, of PyTorch's, of Flax's.
 STEMS = ("model", "pytorch_model", "flax_model")
 CONFIG = "config.json"
 OPEN_CLIP = "open_clip_config.json"  # beside it or in its place
+GENERATION = "generation_config.json"
 PREPROCESSOR = "preprocessor_config.json"
 # What newer directories have in its place, with these parts.
 PROCESSOR = "processor_config.json"
@@ -60,12 +63,14 @@ class Checkpoint:
       is none.
     preprocessor: what preprocessor_config.json says, or the part of
       processor_config.json that took its place; {} if there is none.
+    generation: what generation_config.json says, {} if there is none.
   """
 
   path: pathlib.Path
   tensors: Mapping[str, Tensor]
   config: Mapping[str, Any]
   preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -87,10 +92,12 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     )
   config: dict[str, Any] = {}
   preprocessor: dict[str, Any] = {}
+  generation: dict[str, Any] = {}
   files = [path]
   if path.is_dir():
     config = _json(path / CONFIG) or _json(path / OPEN_CLIP)
     preprocessor = _preprocessor(path)
+    generation = _json(path / GENERATION)
     files = _weights_of(path)
   elif path.suffix not in _READERS:
     raise errors.InputError(
@@ -110,7 +117,7 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
   tensors = _joined(parts)
   if EMBEDDED in tensors:
     config = json.loads(str(tensors.pop(EMBEDDED).read()[()]))
-  return Checkpoint(path, tensors, config, preprocessor)
+  return Checkpoint(path, tensors, config, preprocessor, generation)
 
 
 def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -268,9 +275,13 @@ def _torch(path: pathlib.Path) -> dict[str, Tensor]:
       "may run any code; save a state dict, or convert it to .safetensors "
       f"where you trust it ({str(e).splitlines()[0]})."
     ) from e
+  found = {}
+  if isinstance(state, dict) and "model_state_dict" in state:  # OpenAI's
+    if "dims" in state:
+      found[EMBEDDED] = _held(np.array(json.dumps(state["dims"])))
+    state = state["model_state_dict"]
   while isinstance(state, dict) and "state_dict" in state:
     state = state["state_dict"]
-  found = {}
   for name, value in state.items():
     if isinstance(value, torch.Tensor):
       found[name] = Tensor(
@@ -279,6 +290,14 @@ def _torch(path: pathlib.Path) -> dict[str, Tensor]:
         functools.partial(_from_torch, value),
       )
   return found
+
+
+def _bin(path: pathlib.Path) -> dict[str, Tensor]:
+  if not ctranslate2.is_one(path):
+    return _torch(path)
+  arrays, config = ctranslate2.read(path)
+  found = {k: Tensor(x.shape, x.dtype, x) for k, x in arrays.items()}
+  return {**found, EMBEDDED: _held(np.array(json.dumps(config)))}
 
 
 def _from_torch(value: Any) -> np.ndarray:
@@ -326,5 +345,5 @@ _READERS: dict[str, Callable[[pathlib.Path], dict[str, Tensor]]] = {
   ".pt": _torch,
   ".pth": _torch,
   ".ckpt": _torch,
-  ".bin": _torch,
+  ".bin": _bin,
 }

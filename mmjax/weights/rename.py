@@ -167,7 +167,10 @@ def under(ours: str, theirs: str, rules: Sequence[Rule]) -> list[Rule]:
 
 
 def write(rules: Sequence[Rule], leaves: dict[str, Array]) -> dict[str, Array]:
-  """Returns all tensors of theirs from all leaves of ours."""
+  """Returns all tensors of theirs from all leaves of ours.
+
+  What no rule reads between two pieces of a tensor is written as zeros.
+  """
   pieces: dict[str, list[tuple[int, Array, int]]] = {}
   for rule in rules:
     leaf = leaves[rule.name]
@@ -179,7 +182,14 @@ def write(rules: Sequence[Rule], leaves: dict[str, Array]) -> dict[str, Array]:
   out = {}
   for name, parts in pieces.items():
     parts.sort(key=lambda part: part[0])
-    arrays = [array for _, array, _ in parts]
+    arrays, end = [], 0
+    for start, array, axis in parts:
+      if start > end:
+        shape = list(array.shape)
+        shape[axis] = start - end
+        arrays.append(np.zeros(shape, array.dtype))
+      arrays.append(array)
+      end = start + (array.shape[axis] if array.ndim else 0)
     whole = (
       np.concatenate(arrays, parts[0][2]) if len(arrays) > 1 else arrays[0]
     )
