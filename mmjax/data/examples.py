@@ -64,7 +64,7 @@ class Preprocess:
     Args:
       **examples: for each key that is wanted a list, or one alone. An image is
         a path, the bytes of a file, a Pillow image or uint8 [Y X C]; a text is
-        a str.
+        a str; a sound is a .wav file's path or bytes, or samples.
 
     Returns:
       {key: array whose first axis is the list's}; images float32, in [-1, 1]
@@ -92,6 +92,27 @@ class Preprocess:
         )
     return batch
 
+  def texts(self, ids: Any, key: str | None = None) -> list[str]:
+    """Returns the texts of rows of ids [B T], without special tokens.
+
+    Args:
+      ids: of a tokenizer.
+      key: its name; None is the only one.
+
+    Raises:
+      InputError: there is no such tokenizer, or not one alone.
+    """
+    if key is None and len(self.tokenizers) == 1:
+      key = next(iter(self.tokenizers))
+    if key not in self.tokenizers:
+      why = self.missing.get(key or "text", "give the key of one.")
+      known = ", ".join(self.tokenizers) or "none"
+      raise errors.InputError(
+        f"preprocess.texts key = {key!r}: the tokenizers are {known}; {why}"
+      )
+    tokenizer = self.tokenizers[key]
+    return [tokenizer.decode([int(i) for i in row]) for row in np.asarray(ids)]
+
   def _stacked(self, key: str, rows: Sequence[np.ndarray]) -> np.ndarray:
     if len({row.shape for row in rows}) != 1:
       raise errors.InputError(
@@ -107,8 +128,8 @@ class Preprocess:
 def _listed(key: str, values: Any) -> Any:
   """Returns a sequence of examples, of one that stands alone too."""
   alone = isinstance(values, str | bytes | pathlib.Path | Image.Image)
-  if isinstance(values, np.ndarray) and key == "image":
-    alone = values.ndim < 4
+  if isinstance(values, np.ndarray) and key in ("image", "audio"):
+    alone = values.ndim < (4 if key == "image" else 2)
   return [values] if alone else values
 
 

@@ -322,12 +322,7 @@ def build(
   activation(act)
   heads, mlp = sizes.pop("heads"), sizes.pop("mlp")
   spec = Spec(
-    heads,
-    mlp,
-    act=act,
-    epsilon=epsilon,
-    biases="qvo",
-    dropout=dropout,
+    heads, mlp, act=act, epsilon=epsilon, biases="qvo", dropout=dropout
   )
   shared: dict[str, Any] = dict(
     audio_length=audio_length, scan=scan, remat=remat, dtype=jnp.dtype(dtype)

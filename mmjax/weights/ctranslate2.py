@@ -26,9 +26,10 @@ from mmjax import errors
 SECTION = "ctranslate2"
 VERSIONS = (4, 5, 6)
 SCALE = "_scale"
-_DTYPES = tuple(
-  np.dtype(kind) for kind in ("float32", "int8", "int16", "int32", "float16")
-) + (np.dtype(ml_dtypes.bfloat16),)
+_DTYPES = [
+  *map(np.dtype, ("float32", "int8", "int16", "int32", "float16")),
+  np.dtype(ml_dtypes.bfloat16),
+]
 
 
 class Array:

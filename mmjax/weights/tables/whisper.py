@@ -9,32 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax import errors
-from mmjax.weights import audio_front, ctranslate2, recipe, rename
+from mmjax.weights import audio_front, ctranslate2, recipe
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
-from mmjax.weights.tables import hub, whisper_speech
-
-_QUERY, _KEY, _VALUE = "query", "key", "value"
-# Names of a block's parts: norms, attention and its projections, MLP.
-_HUB = (
-  "self_attn_layer_norm",
-  "encoder_attn_layer_norm",
-  "final_layer_norm",
-  "self_attn",
-  "encoder_attn",
-  ("q_proj", "k_proj", "v_proj", "out_proj"),
-  ("fc1", "fc2"),
-)
-_OPENAI = (
-  "attn_ln",
-  "cross_attn_ln",
-  "mlp_ln",
-  "attn",
-  "cross_attn",
-  ("query", "key", "value", "out"),
-  ("mlp.0", "mlp.2"),
-)
+from mmjax.weights.tables import hub, whisper_rules, whisper_speech
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -83,8 +62,8 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
   if not names:
     prefix = "model."
   rules = [
-    *_encoder_rules(f"{prefix}encoder.", model["heads"]),
-    *_decoder_rules(f"{prefix}decoder.", model["decoder_heads"]),
+    *whisper_rules.encoder(f"{prefix}encoder.", model["heads"]),
+    *whisper_rules.decoder(f"{prefix}decoder.", model["decoder_heads"]),
   ]
   return _whole(checkpoint, model, rules, (r"^proj_out\.weight$",))
 
@@ -101,7 +80,7 @@ def _encoder(checkpoint: Checkpoint, model: dict[str, Any]) -> Recipe:
   )
   rules = [
     Rule(r.ours.removeprefix("encoder/"), r.theirs, r.op)
-    for r in _encoder_rules(prefix, model["heads"])
+    for r in whisper_rules.encoder(prefix, model["heads"])
   ]
   return Recipe(
     table="whisper",
@@ -141,8 +120,10 @@ def _openai(checkpoint: Checkpoint) -> Recipe:
     if shape is not None:
       model[name] = shape[0]
   rules = [
-    *_encoder_rules("encoder.", model["heads"], "blocks", _OPENAI),
-    *_decoder_rules("decoder.", model["decoder_heads"], "blocks", _OPENAI),
+    *whisper_rules.encoder("encoder.", model["heads"], whisper_rules.OPENAI),
+    *whisper_rules.decoder(
+      "decoder.", model["decoder_heads"], whisper_rules.OPENAI
+    ),
   ]
   return _whole(checkpoint, model, rules, (r"^decoder\.mask$",))
 
@@ -162,6 +143,8 @@ def _whole(
         feature_size=model["mels"],
       )
     )
+  path = checkpoint.path
+  tokenizers = {"text": dict(kind="hub", path=str(path))}
   return Recipe(
     table="whisper",
     model=model,
@@ -172,93 +155,9 @@ def _whole(
     rules=rules,
     config=checkpoint.config,
     preprocess=spec,
-    texts={"decoder_tokens": model["length"]},
+    tokenizers=tokenizers if path.is_dir() else {},
     ignore=ignore,
   )
-
-
-def _encoder_rules(
-  prefix: str, heads: int, blocks: str = "layers", names: Any = _HUB
-) -> list[Rule]:
-  last, table = (
-    ("layer_norm", "embed_positions.weight")
-    if blocks == "layers"
-    else ("ln_post", "positional_embedding")
-  )
-  return [
-    *_convolutions(prefix, "."),
-    Rule("encoder/posemb", f"{prefix}{table}"),
-    *_blocks("encoder", f"{prefix}{blocks}.{{n}}.", heads, names, False),
-    *hub.norm("encoder/norm", f"{prefix}{last}"),
-  ]
-
-
-def _decoder_rules(
-  prefix: str, heads: int, blocks: str = "layers", names: Any = _HUB
-) -> list[Rule]:
-  tokens, table, last = (
-    ("embed_tokens", "embed_positions.weight", "layer_norm")
-    if blocks == "layers"
-    else ("token_embedding", "positional_embedding", "ln")
-  )
-  return [
-    Rule("decoder/embedding/table", f"{prefix}{tokens}.weight"),
-    Rule("decoder/posemb/table", f"{prefix}{table}"),
-    *_blocks("decoder", f"{prefix}{blocks}.{{n}}.", heads, names, True),
-    *hub.norm("decoder/norm", f"{prefix}{last}"),
-  ]
-
-
-def _convolutions(prefix: str, dot: str) -> list[Rule]:
-  rules = []
-  for conv in ("conv1", "conv2"):
-    rules += [
-      Rule(
-        f"encoder/{conv}/kernel", f"{prefix}{conv}{dot}weight", rename.CONV1D
-      ),
-      Rule(f"encoder/{conv}/bias", f"{prefix}{conv}{dot}bias"),
-    ]
-  return rules
-
-
-def _blocks(
-  ours: str, theirs: str, heads: int, names: Any, cross: bool
-) -> list[Rule]:
-  norm1, norm_cross, norm2, attention, memory, parts, mlp = names
-  ours = f"{ours}/layers/blocks"
-  rules = [
-    *hub.norm(f"{ours}/norm1", f"{theirs}{norm1}"),
-    *hub.norm(f"{ours}/norm2", f"{theirs}{norm2}"),
-    *_attention(f"{ours}/attention", f"{theirs}{attention}", parts, heads),
-    *hub.linear(f"{ours}/mlp/up", f"{theirs}{mlp[0]}"),
-    *hub.linear(f"{ours}/mlp/down", f"{theirs}{mlp[1]}"),
-  ]
-  if cross:
-    rules += [
-      *hub.norm(f"{ours}/norm_cross", f"{theirs}{norm_cross}"),
-      *_attention(f"{ours}/cross", f"{theirs}{memory}", parts, heads),
-    ]
-  return rules
-
-
-def _attention(
-  ours: str, theirs: str, parts: Sequence[str], heads: int
-) -> list[Rule]:
-  """Four projections, of which that to keys has no bias."""
-  op = rename.to_heads(heads)
-  *qkv, out = parts
-  rules = []
-  for name, part in zip((_QUERY, _KEY, _VALUE), qkv, strict=True):
-    rules.append(Rule(f"{ours}/{name}/kernel", f"{theirs}.{part}.weight", op))
-    if name != _KEY:
-      rules.append(Rule(f"{ours}/{name}/bias", f"{theirs}.{part}.bias", op))
-  return [
-    *rules,
-    Rule(
-      f"{ours}/out/kernel", f"{theirs}.{out}.weight", rename.from_heads(heads)
-    ),
-    Rule(f"{ours}/out/bias", f"{theirs}.{out}.bias"),
-  ]
 
 
 def _ctranslate2(checkpoint: Checkpoint, section: Mapping[str, Any]) -> Recipe:
@@ -296,30 +195,7 @@ def _ctranslate2(checkpoint: Checkpoint, section: Mapping[str, Any]) -> Recipe:
     length=_shape(checkpoint, "decoder/position_encodings/encodings")[0],
     **whisper_speech.of_ctranslate2(vocab, checkpoint.config),
   )
-  table = "position_encodings/encodings"
-  rules = [
-    *_convolutions("encoder/", "/"),
-    Rule("encoder/posemb", f"encoder/{table}"),
-    Rule("decoder/posemb/table", f"decoder/{table}"),
-    Rule("decoder/embedding/table", "decoder/embeddings/weight"),
-  ]
-  for part, count in (("encoder", heads), ("decoder", decoder_heads)):
-    ours, block = f"{part}/layers/blocks/", f"{part}/layer_{{n}}/"
-    rules += [
-      *_norm(f"{part}/norm", f"{part}/layer_norm"),
-      *_norm(f"{ours}norm1", f"{block}self_attention/layer_norm"),
-      *_norm(f"{ours}norm2", f"{block}ffn/layer_norm"),
-      *_linear(f"{ours}mlp/up", f"{block}ffn/linear_0"),
-      *_linear(f"{ours}mlp/down", f"{block}ffn/linear_1"),
-      *_packed(
-        f"{ours}attention", f"{block}self_attention", width, count, (3,)
-      ),
-    ]
-    if part == "decoder":
-      rules += [
-        *_norm(f"{ours}norm_cross", f"{block}attention/layer_norm"),
-        *_packed(f"{ours}cross", f"{block}attention", width, count, (1, 2)),
-      ]
+  rules = whisper_rules.packed(width, heads, decoder_heads)
   return _whole(checkpoint, model, rules)
 
 
@@ -330,43 +206,3 @@ def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
       "file anew."
     )
   return checkpoint.tensors[name].shape
-
-
-def _norm(ours: str, theirs: str) -> list[Rule]:
-  return [
-    Rule(f"{ours}/scale", f"{theirs}/gamma"),
-    Rule(f"{ours}/bias", f"{theirs}/beta"),
-  ]
-
-
-def _linear(ours: str, theirs: str) -> list[Rule]:
-  return [
-    Rule(f"{ours}/kernel", f"{theirs}/weight", rename.LINEAR),
-    Rule(f"{ours}/bias", f"{theirs}/bias"),
-  ]
-
-
-def _packed(
-  ours: str, theirs: str, width: int, heads: int, packs: Sequence[int]
-) -> list[Rule]:
-  """Query, key and value, side by side in linear_0, linear_1, ...
-
-  The key's bias is 0; whatever it was, it would change no attention weight,
-  for it adds the same to all scores of a query.
-  """
-  op, rules, names = rename.to_heads(heads), [], [_QUERY, _KEY, _VALUE]
-  for number, size in enumerate(packs):
-    for place in range(size):
-      name = names.pop(0)
-      piece = (place * width, (place + 1) * width, 0)
-      for leaf, tensor in (("kernel", "weight"), ("bias", "bias")):
-        if name == _KEY and leaf == "bias":
-          continue
-        named = f"{theirs}/linear_{number}/{tensor}"
-        rules.append(Rule(f"{ours}/{name}/{leaf}", named, op, piece))
-  last = f"{theirs}/linear_{len(packs)}"
-  return [
-    *rules,
-    Rule(f"{ours}/out/kernel", f"{last}/weight", rename.from_heads(heads)),
-    Rule(f"{ours}/out/bias", f"{last}/bias"),
-  ]
