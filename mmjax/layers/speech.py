@@ -158,16 +158,17 @@ class Decoder(nn.Module):
     )
     posemb = LearnedSequence(self.length, name="posemb")
     seen: masks.Mask = masks.Causal()
+    first = None
     if cache is None:
       table = posemb(count, self.width)
     else:
-      slot = jnp.int32(0) if slot is None else slot
+      first = jnp.int32(0) if slot is None else slot
       table = jax.lax.dynamic_slice_in_dim(
-        posemb(self.length, self.width), slot, count
+        posemb(self.length, self.width), first, count
       )
       slots = cache.own.k.shape[2]
       seen = masks.Positions(
-        jnp.broadcast_to(slot + jnp.arange(count), (batch, count)),
+        jnp.broadcast_to(first + jnp.arange(count), (batch, count)),
         jnp.broadcast_to(jnp.arange(slots), (batch, slots)),
       )
     if mask is not None:
@@ -182,7 +183,7 @@ class Decoder(nn.Module):
       scan=self.scan,
       remat=self.remat,
       name="layers",
-    )(x, seen, not train, memory=memory, cache=cache, slot=slot)
+    )(x, seen, not train, memory=memory, cache=cache, slot=first)
     x, cache = x if cache is not None else (x, None)
     x = layer_norm(epsilon=self.spec.epsilon, dtype=self.dtype, name="norm")(x)
     logits = embed.attend(x)

@@ -85,7 +85,7 @@ class Whisper(nn.Module):
   remat: str = "none"
 
   def setup(self):
-    shared = dict(
+    shared: dict[str, Any] = dict(
       width=self.width, dtype=self.dtype, scan=self.scan, remat=self.remat
     )
     self.encoder = Encoder(
@@ -320,10 +320,8 @@ def build(
       "variant such as 'tiny'."
     )
   activation(act)
-  heads, mlp = sizes.pop("heads"), sizes.pop("mlp")
-  spec = Spec(
-    heads, mlp, act=act, epsilon=epsilon, biases="qvo", dropout=dropout
-  )
+  blocks: dict[str, Any] = dict(heads=sizes.pop("heads"), mlp=sizes.pop("mlp"))
+  spec = Spec(**blocks, act=act, epsilon=epsilon, biases="qvo", dropout=dropout)
   shared: dict[str, Any] = dict(
     audio_length=audio_length, scan=scan, remat=remat, dtype=jnp.dtype(dtype)
   )
@@ -333,7 +331,10 @@ def build(
   return Whisper(
     encoder_spec=spec,
     decoder_spec=dataclasses.replace(
-      spec, heads=decoder_heads or heads, mlp=decoder_mlp or mlp, cross=True
+      spec,
+      heads=decoder_heads or spec.heads,
+      mlp=decoder_mlp or spec.mlp,
+      cross=True,
     ),
     **sizes,
     **shared,

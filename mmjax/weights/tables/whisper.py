@@ -101,7 +101,7 @@ def _openai(checkpoint: Checkpoint) -> Recipe:
       "be one width."
     )
   width = dims["n_audio_state"]
-  model = dict(
+  model: dict[str, Any] = dict(
     name="whisper",
     mels=dims["n_mels"],
     vocab_size=dims["n_vocab"],
@@ -180,7 +180,7 @@ def _ctranslate2(checkpoint: Checkpoint, section: Mapping[str, Any]) -> Recipe:
   ]
   first = "layer_0/ffn/linear_0/weight"
   vocab = _shape(checkpoint, "decoder/embeddings/weight")[0]
-  model = dict(
+  model: dict[str, Any] = dict(
     name="whisper",
     mels=mels,
     vocab_size=vocab,
