@@ -85,3 +85,22 @@ def test_a_tokenizer_that_cannot_be_made_takes_its_key_with_it(tmp_path):
     made(text="a")
   with pytest.raises(errors.InputError, match="there is no sound"):
     made(audio=[])
+
+
+def test_ids_become_texts():
+  rows = np.array([[1, 100, 101, 2, 0], [1, 103, 2, 0, 0]])
+  assert PLAIN.texts(rows) == ["ab", "d"]
+  assert PLAIN.texts(rows, "b") == ["ab", "d"]
+  with pytest.raises(errors.InputError, match="key = 'c'.*are b"):
+    PLAIN.texts(rows, "c")
+  without = Preprocess({}, {}, {"text": "fetch tokenizer.json"})
+  with pytest.raises(errors.InputError, match=r"are none; fetch tokenizer"):
+    without.texts(rows)
+
+
+def test_a_sound_alone_is_a_list_of_one():
+  made = Preprocess({"audio": "decode_audio(8)|keep('audio')"}, {})
+  sound = np.linspace(-1, 1, 9, dtype=np.float32)
+  np.testing.assert_array_equal(made(audio=sound)["audio"], sound[None])
+  two = made(audio=[sound, sound])["audio"]
+  np.testing.assert_array_equal(two, np.stack([sound, sound]))

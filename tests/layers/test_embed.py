@@ -81,3 +81,18 @@ def test_token_embed_looks_up_and_shows_ids_out_of_range(key):
   table = variables["params"]["table"].unbox()
   np.testing.assert_array_equal(x[0, :2], table[jnp.array([0, 3])])
   assert np.isnan(x[0, 2]).all()
+
+
+def test_token_embed_attends_by_its_own_table(key):
+  class Tied(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+      embed = TokenEmbed(5, 8, name="embed")
+      x = embed(tokens)
+      return x, embed.attend(2 * x)
+
+  tokens = jnp.array([[0, 3, 4]])
+  (x, logits), variables = jax.jit(Tied().init_with_output)(key, tokens)
+  table = variables["params"]["embed"]["table"].unbox()
+  assert jax.tree.structure(variables).num_leaves == 1
+  np.testing.assert_allclose(logits, 2 * x @ table.T, atol=1e-6)

@@ -69,9 +69,9 @@ def test_positions_are_stored_sinusoids():
 def test_features_that_do_not_fit_are_named():
   encoder = Encoder(SPEC, mels=5, width=8, depth=1, audio_length=6)
   variables = encoder.init(jax.random.key(0), jnp.zeros((1, 4, 5)))
-  with pytest.raises(errors.InputError, match="4 mel bins.*mels = 5"):
+  with pytest.raises(errors.InputError, match=r"4 mel bins.*mels = 5"):
     encoder.apply(variables, jnp.zeros((1, 5, 4)))
-  with pytest.raises(errors.InputError, match="13 frames.*12"):
+  with pytest.raises(errors.InputError, match=r"13 frames.*12"):
     encoder.apply(variables, jnp.zeros((1, 13, 5)))
 
 

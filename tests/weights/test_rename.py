@@ -146,3 +146,19 @@ def test_a_scalar_stays_one():
   rule = Rule("t", "logit_scale")
   written = rename.write([rule], {"params/t": np.array(2.5, np.float32)})
   assert written["logit_scale"].shape == ()
+
+
+def test_what_no_rule_reads_is_zeros():
+  op = rename.to_heads(2)
+  rules = [
+    Rule("q", "h.{n}.qkv", op, (0, 4, 0)),
+    Rule("v", "h.{n}.qkv", op, (8, 12, 0)),
+  ]
+  theirs = {f"h.{n}.qkv": counted(12) + 20 * n + 1 for n in range(2)}
+  leaves = {
+    r.name: np.stack([r.read(x) for x in theirs.values()]) for r in rules
+  }
+  for name, x in rename.write(rules, leaves).items():
+    want = theirs[name].copy()
+    want[4:8] = 0
+    np.testing.assert_array_equal(x, want)
