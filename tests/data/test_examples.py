@@ -91,7 +91,7 @@ def test_ids_become_texts():
   rows = np.array([[1, 100, 101, 2, 0], [1, 103, 2, 0, 0]])
   assert PLAIN.texts(rows) == ["ab", "d"]
   assert PLAIN.texts(rows, "b") == ["ab", "d"]
-  with pytest.raises(errors.InputError, match="key = 'c'.*are b"):
+  with pytest.raises(errors.InputError, match=r"key = 'c'.*are b"):
     PLAIN.texts(rows, "c")
   without = Preprocess({}, {}, {"text": "fetch tokenizer.json"})
   with pytest.raises(errors.InputError, match=r"are none; fetch tokenizer"):
