@@ -119,7 +119,7 @@ def test_what_is_not_known_is_named(tmp_path, arrays, version, told):
 def test_a_type_that_is_not_known_is_named(tmp_path):
   path = write(tmp_path / "model.bin", {"a": np.zeros((1,), np.int8)})
   data = path.read_bytes()
-  at = data.index(struct.pack("<BI", 1, 1))
+  at = data.rindex(struct.pack("<BI", 1, 1))
   path.write_bytes(data[:at] + b"\x09" + data[at + 1 :])
   with pytest.raises(errors.InputError, match="type 9"):
     files.open_checkpoint(path)

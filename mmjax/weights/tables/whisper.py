@@ -85,7 +85,7 @@ def _encoder(checkpoint: Checkpoint, model: dict[str, Any]) -> Recipe:
   return Recipe(
     table="whisper",
     model={**model, "part": "encoder"},
-    inputs={"audio": ((16, model["mels"]), "float32")},
+    inputs={"audio": ((1, 16, model["mels"]), "float32")},
     rules=rules,
     config=checkpoint.config,
     preprocess=audio_front.audio_spec(checkpoint.preprocessor),
