@@ -10,6 +10,7 @@ paper: freeze "encoder/posemb" to do so too.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -208,6 +209,11 @@ def transcribe(
     )
   prompt = np.broadcast_to(prompt, (audio.shape[0], prompt.shape[-1]))
   if (prompt < 0).any():
+    if not model.languages:
+      raise errors.InputError(
+        "whisper.transcribe prompt: the checkpoint names no languages to hear; "
+        "give the id of one in place of -1."
+      )
     heard = _language(model, variables, audio, prompt[:, :1])
     prompt = np.where(prompt < 0, np.asarray(heard)[:, None], prompt)
   given: dict[str, Any] = dict(
@@ -222,14 +228,10 @@ def transcribe(
   )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _language(model: Whisper, variables, audio, start) -> jax.Array:
   """Returns the likeliest language after the start token [B 1]: ids [B]."""
-  if not model.languages:
-    raise errors.InputError(
-      "whisper.transcribe prompt: the checkpoint names no languages to hear; "
-      "give the id of one in place of -1."
-    )
-  logits, _ = jax.jit(model.apply, static_argnames=("slots", "method"))(
+  logits, _ = model.apply(
     variables, start, slots=1, audio=audio, method="start"
   )
   known = jnp.array(model.languages)
