@@ -81,9 +81,9 @@ def ours(case: str, folder: pathlib.Path) -> Callable[[], np.ndarray]:
   """Returns what runs the case by mmjax."""
   import jax
   import jax.numpy as jnp
-  from mmjax.layers.generate import generate
 
   from mmjax import weights
+  from mmjax.layers.generate import generate
 
   loaded = weights.load(folder)
   inputs = dict(np.load(folder / "inputs.npz"))

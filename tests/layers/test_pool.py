@@ -59,6 +59,8 @@ def test_a_head_starts_at_zero(key):
   y, variables = pool.head(3, jnp.float32, "head").init_with_output(key, x)
   np.testing.assert_array_equal(y, np.zeros((2, 3)))
   assert variables["params"]["kernel"].names == ("embed", "classes")
+
+
 def test_map_head_reads_where_its_mask_says(key):
   x = jax.random.normal(key, (2, 5, 8))
   head = pool.MAPHead(2, 16)
