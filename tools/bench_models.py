@@ -16,6 +16,7 @@ better of PyTorch's two: below 1 mmjax is faster.
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import os
@@ -39,7 +40,7 @@ TOLERANCE = 1e-3  # of the largest output
 
 def reference(case: str) -> tuple[Any, dict[str, np.ndarray]]:
   """Returns transformers' model and its inputs, by its names for them."""
-  import transformers as hub
+  hub: Any = importlib.import_module("transformers")
 
   rng = np.random.default_rng(0)
 
@@ -69,12 +70,12 @@ def reference(case: str) -> tuple[Any, dict[str, np.ndarray]]:
 
 def make(case: str, folder: pathlib.Path) -> None:
   """Saves the case: a checkpoint and its inputs."""
-  import torch
+  torch: Any = importlib.import_module("torch")
 
   torch.manual_seed(0)
   model, inputs = reference(case)
   model.save_pretrained(folder)
-  np.savez(folder / "inputs.npz", **inputs)
+  np.savez(folder / "inputs.npz", allow_pickle=False, **inputs)
 
 
 def ours(case: str, folder: pathlib.Path) -> Callable[[], np.ndarray]:
@@ -115,8 +116,8 @@ def theirs(
   case: str, folder: pathlib.Path, compiled: bool
 ) -> Callable[[], np.ndarray]:
   """Returns what runs the case by PyTorch."""
-  import torch
-  import transformers as hub
+  torch: Any = importlib.import_module("torch")
+  hub: Any = importlib.import_module("transformers")
 
   name = json.loads((folder / "config.json").read_text())["architectures"][0]
   model = getattr(hub, name).from_pretrained(folder).eval()

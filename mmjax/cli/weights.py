@@ -24,6 +24,7 @@ BESIDE = (
   "added_tokens.json",
   "preprocessor_config.json",
   "processor_config.json",
+  "generation_config.json",
 )
 
 _ABOUT = """\

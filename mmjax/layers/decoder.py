@@ -329,8 +329,7 @@ class DecoderLM(nn.Module):
     B, T = tokens.shape
     places = jnp.arange(state.valid.shape[1], dtype=jnp.int32)[None]
     keys = jnp.where(state.valid & (places < slot + T), places, -1)
-    queries = slot + jnp.arange(T, dtype=jnp.int32)[None]
-    queries = jnp.broadcast_to(queries, (B, T))
+    queries = jnp.tile(slot + jnp.arange(T, dtype=jnp.int32)[None], (B, 1))
     seen = self._masks(
       masks.Positions(queries, keys),
       lambda w: masks.Positions(queries, keys, w - 1),

@@ -112,13 +112,14 @@ def _generate(model, settings, adjust, variables, prompt, inputs, rng):
     settings,
     rng=rng,
     adjust=adjust,
-    batch_axis=_each(cache, Cache(1, 1), 0),
-    fixed=_each(cache, Cache(False, True), False),
+    batch_axis=_each(cache, 1, 1, 0),
+    fixed=_each(cache, False, True, False),
   )
 
 
-def _each(cache: Any, blocks: Any, other: Any) -> Any:
-  """Returns one value for caches of blocks, and another for all else."""
+def _each(cache: Any, own: Any, memory: Any, other: Any) -> Any:
+  """Returns values for the parts of caches of blocks, and one for all else."""
+  blocks = Cache(own, memory)
   is_blocks = lambda x: isinstance(x, Cache)  # noqa: E731
   return jax.tree.map(
     lambda x: blocks if is_blocks(x) else other, cache, is_leaf=is_blocks

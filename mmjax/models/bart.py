@@ -104,9 +104,8 @@ class BART(nn.Module):
     self.decoder = Stack(self._decoder_spec, self.decoder_depth, **stack)
     self.encoder_places = Places(self.length)
     self.decoder_places = Places(self.length)
-    norm = dict(epsilon=1e-5, dtype=self.dtype)
-    self.encoder_norm = layer_norm(**norm)
-    self.decoder_norm = layer_norm(**norm)
+    self.encoder_norm = layer_norm(epsilon=1e-5, dtype=self.dtype)
+    self.decoder_norm = layer_norm(epsilon=1e-5, dtype=self.dtype)
     self.drop = nn.Dropout(self.dropout)
     if self.bias:
       # A constant of the model, which no gradient reaches.

@@ -7,6 +7,7 @@ mean; nothing has a bias. Version 1.1 ("GLU variants improve Transformer",
 Shazeer 2020) gates its hidden units and has a head of its own.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -91,9 +92,8 @@ class T5(nn.Module):
     distances = (self.heads, self.buckets, self.max_distance)
     self.encoder_bias = RelativeBias(*distances, bidirectional=True)
     self.decoder_bias = RelativeBias(*distances, bidirectional=False)
-    rms = dict(epsilon=self.epsilon, dtype=self.dtype)
-    self.encoder_norm = norm("rms", **rms)
-    self.decoder_norm = norm("rms", **rms)
+    rms = functools.partial(norm, "rms", epsilon=self.epsilon, dtype=self.dtype)
+    self.encoder_norm, self.decoder_norm = rms(), rms()
     self.drop = nn.Dropout(self.dropout)
     if not self.tied:
       self.head = nn.Dense(

@@ -103,6 +103,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       head_act="gelu_exact" if roberta else None,
     ),
     inputs={"tokens": ((1, longest), "int32")},
+    texts={"tokens": longest},
     rules=_rules(config, names, prefix, roberta, pooler, words, follows),
     config={**checkpoint.config, SENTENCES: sentences}
     if sentences

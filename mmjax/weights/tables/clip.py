@@ -102,7 +102,7 @@ def _both(config: Mapping[str, Any]) -> Recipe:
       Rule("log_t", "logit_scale"),
     ],
     config=config,
-    texts={"text": length},
+    texts={"text": text["max_position_embeddings"]},
     ignore=(r"\.position_ids$",),
   )
 

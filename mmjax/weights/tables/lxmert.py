@@ -106,6 +106,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     },
     rules=_rules(config, names, prefix, root, answers, there),
     config=fields,
+    texts={"tokens": config["max_position_embeddings"]},
     ignore=(
       r"embeddings\.position_ids$",
       r"cls\.predictions\.decoder\.weight$",  # a copy of the embedding

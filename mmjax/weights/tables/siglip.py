@@ -104,7 +104,7 @@ def _both(config: Mapping[str, Any], flexible: bool) -> Recipe:
       Rule("b", "logit_bias", scalar),
     ],
     config=config,
-    texts={"text": length},
+    texts={"text": text["max_position_embeddings"]},
     ignore=(r"\.position_ids$",),
   )
 
