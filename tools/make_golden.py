@@ -12,7 +12,7 @@ file holds its config, tensors, our inputs and the reference's outputs:
   tensor/<name>     what model.safetensors holds
   input/<argument>  of our model's call
   output/<path>     of the reference, where <path> leads through our outputs:
-                    "0", "1/tokens"; "." or "" is the whole; NaN is not compared
+                    "0", "1/tokens"; "." is the whole; NaN is not compared
 
 A model that decodes also holds, for each way <name> of decoding,
 

@@ -46,7 +46,7 @@ def make() -> None:
   tokens, mask = ragged(seed=12)
   with torch.no_grad():
     logits = forward(whole, tokens, mask)
-  save_hub("gpt2_bare", bare, {"tokens": tokens, "mask": mask}, {"": logits})
+  save_hub("gpt2_bare", bare, {"tokens": tokens, "mask": mask}, {".": logits})
 
 
 def sharp(model, branches: float = 4.0, embedding: float = 2.0):
@@ -126,4 +126,4 @@ def save_causal(name: str, model, seed: int) -> None:
         mask=seen,
         ids=ids.numpy().astype(np.int32),
       )
-  save_hub(name, model, {"tokens": tokens, "mask": mask}, {"": logits}, ways)
+  save_hub(name, model, {"tokens": tokens, "mask": mask}, {".": logits}, ways)
