@@ -28,6 +28,10 @@ class Spec:
     norm: its kind, see `layers.norm`. epsilon: of the norms.
     order: "pre" is x + f(norm(x)) ("Learning deep Transformer models", Wang
       et al. 2019), "post" is norm(x + f(x)) ("Attention is all you need").
+    norm_after: kind of a norm at the end of each attention's branch, norm_mlp:
+      of one of the MLP's hidden units ("NormFormer: Improved Transformer
+      pretraining with extra normalization", Shleifer et al. 2021); None is
+      none.
     biases: of the attention, letters of "qkvo". mlp_bias: of the MLP.
     cross: an attention to a memory between self-attention and MLP, which is
       left out where there is neither a memory nor a cache of one.
@@ -53,6 +57,8 @@ class Spec:
   norm: str = "layer"
   epsilon: float = 1e-6
   order: str = "pre"
+  norm_after: str | None = None
+  norm_mlp: str | None = None
   biases: str = "qkvo"
   mlp_bias: bool = True
   cross: bool = False
@@ -216,6 +222,8 @@ class Block(nn.Module):
         act=spec.act,
         gated=spec.gated,
         use_bias=spec.mlp_bias,
+        norm=spec.norm_mlp,
+        epsilon=spec.epsilon,
         dropout=_else(spec.hidden_dropout, spec.dropout),
         std=spec.std,
         out_std=spec.out_std,
@@ -237,6 +245,13 @@ class Block(nn.Module):
       spec.norm, epsilon=spec.epsilon, dtype=self.dtype, name=f"norm{suffix}"
     )
     y = branch(normal(x) if spec.order == "pre" else x)
+    if spec.norm_after is not None and suffix != "2":
+      y = norm(
+        spec.norm_after,
+        epsilon=spec.epsilon,
+        dtype=self.dtype,
+        name=f"norm{suffix}_after",
+      )(y)
     if spec.layer_scale is not None:
       scale = self.param(
         f"layer_scale{suffix}",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import errors
+from mmjax.layers.norm import norm
 from mmjax.parallel import rules
 
 
@@ -48,6 +49,8 @@ class MLP(nn.Module):
     act: name of the activation, see `ACTIVATIONS`.
     gated: whether there is a gate.
     use_bias: of the dense layers.
+    norm: kind of a norm of the hidden units, see `layers.norm`; None is none
+      ("NormFormer", Shleifer et al. 2021). epsilon: of it.
     dropout: rate after the activation.
     std, out_std: standard deviations of the kernels to the hidden units and
       back at the start; None is Xavier's.
@@ -58,6 +61,8 @@ class MLP(nn.Module):
   act: str = "gelu"
   gated: bool = False
   use_bias: bool = True
+  norm: str | None = None
+  epsilon: float = 1e-6
   dropout: float = 0.0
   std: float | None = None
   out_std: float | None = None
@@ -74,6 +79,10 @@ class MLP(nn.Module):
       hidden = act(gate) * hidden
     else:
       hidden = act(hidden)
+    if self.norm is not None:
+      hidden = norm(
+        self.norm, epsilon=self.epsilon, dtype=self.dtype, name="norm"
+      )(hidden)
     hidden = rules.constrain(hidden, "batch", "length", "mlp")
     hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
     x = self._dense(hidden, "down", width, ("mlp", "embed"))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.parallel import rules
 
-KINDS = ("layer", "layer_no_bias", "rms", "rms_plus_one")
+KINDS = ("layer", "layer_no_bias", "layer_no_scale", "rms", "rms_plus_one")
 
 
 def norm(
@@ -23,7 +23,7 @@ def norm(
 
   Args:
     kind: "layer", LayerNorm ("Layer normalization", Ba et al. 2016);
-      "layer_no_bias"; "rms", which subtracts no mean and adds no bias ("Root
+      "layer_no_bias"; "layer_no_scale", before a dense layer; "rms", which subtracts no mean and adds no bias ("Root
       mean square layer normalization", Zhang and Sennrich 2019);
       "rms_plus_one", whose parameter is added to 1 (Gemma).
     epsilon: added to the variance.
@@ -40,7 +40,8 @@ def norm(
   return nn.LayerNorm(
     epsilon=epsilon,
     dtype=dtype,
-    use_bias=kind == "layer",
+    use_bias=kind != "layer_no_bias",
+    use_scale=kind != "layer_no_scale",
     scale_init=rules.with_axes(nn.initializers.ones, ("norm",)),
     bias_init=rules.with_axes(nn.initializers.zeros, ("norm",)),
     name=name,

@@ -64,6 +64,18 @@ def test_gated_mlp_multiplies_by_the_gate(key):
   np.testing.assert_allclose(y, hidden @ p["down"]["kernel"], atol=1e-5)
 
 
+def test_hidden_units_can_be_normalised(key):
+  x = jax.random.normal(key, (2, 3, 8))
+  mlp = MLP(16, act="relu", norm="layer_no_scale", epsilon=0.1)
+  y, variables = jax.jit(mlp.init_with_output)(key, x)
+  p = jax.tree.map(np.asarray, nn.unbox(variables)["params"])
+  assert list(p["norm"]) == ["bias"]
+  h = np.maximum(np.asarray(x) @ p["up"]["kernel"] + p["up"]["bias"], 0)
+  h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 0.1)
+  want = h @ p["down"]["kernel"] + p["down"]["bias"]
+  np.testing.assert_allclose(y, want, atol=1e-5)
+
+
 def test_dropout_needs_train(key):
   x = jax.random.normal(key, (2, 3, 8))
   mlp = MLP(16, dropout=0.5)

@@ -42,6 +42,18 @@ def test_other_kinds_by_their_formulas(key, kind, centred):
   assert list(start["params"]) == ["scale"]
 
 
+def test_without_a_scale_there_is_a_bias_only(key):
+  x = 3.0 + np.random.default_rng(1).normal(size=(2, 3, 64))
+  bias = np.linspace(-1, 1, 64)
+  variables = {"params": {"bias": jnp.float32(bias)}}
+  got = norm("layer_no_scale", epsilon=0.1).apply(variables, jnp.float32(x))
+  x = x - x.mean(-1, keepdims=True)
+  want = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) + bias
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  _, start = norm("layer_no_scale").init_with_output(key, jnp.float32(x))
+  assert list(start["params"]) == ["bias"]
+
+
 def test_unknown_kind_names_the_known():
   with pytest.raises(errors.InputError, match=r"norm = 'rmsnorm'.*'rms'"):
     norm("rmsnorm")
