@@ -30,11 +30,25 @@ def _triangle(x: np.ndarray) -> np.ndarray:
   return np.maximum(1.0 - np.abs(x), 0.0)
 
 
-def _sampled(kernel: Callable[[np.ndarray], np.ndarray], radius: int):
-  """Returns weights of samples at pixel centres; edges are repeated."""
+def _centres(old: int, new: int) -> np.ndarray:
+  """Returns where the centres of new pixels stand among the old."""
+  return (np.arange(new) + 0.5) * old / new - 0.5
+
+
+def _ends(old: int, new: int) -> np.ndarray:
+  """Returns places of which the outer two are those of the old samples."""
+  return np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
+
+
+def _sampled(
+  kernel: Callable[[np.ndarray], np.ndarray],
+  radius: int,
+  places: Callable[[int, int], np.ndarray] = _centres,
+):
+  """Returns weights of samples at places; edges are repeated."""
 
   def weights(old: int, new: int) -> np.ndarray:
-    place = (np.arange(new) + 0.5) * old / new - 0.5
+    place = places(old, new)
     found = np.zeros((new, old))
     first = np.floor(place).astype(int)
     for tap in range(1 - radius, radius + 1):
@@ -65,18 +79,19 @@ def _antialiased(kernel: Callable[[np.ndarray], np.ndarray], radius: int):
 
 def _corners(old: int, new: int) -> np.ndarray:
   """Returns linear weights where the outer samples stay in their places."""
-  place = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
-  return _triangle(place[:, None] - np.arange(old)[None, :])
+  return _triangle(_ends(old, new)[:, None] - np.arange(old)[None, :])
 
 
 # Weights [new old] of one axis:
 #   bicubic             the hub's ViT, DeiT, DINOv2, CLIP and SigLIP
 #   bicubic_antialias   the hub's DINOv2 with registers
+#   bicubic_corners     frames of CLAP's spectrograms
 #   bilinear_antialias  SigLIP 2 of any aspect
 #   bilinear_corners    big_vision (scipy's zoom of order 1) and ViLT
 METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
   "bicubic": _sampled(_cubic(-0.75), 2),
   "bicubic_antialias": _antialiased(_cubic(-0.5), 2),
+  "bicubic_corners": _sampled(_cubic(-0.75), 2, _ends),
   "bilinear_antialias": _antialiased(_triangle, 1),
   "bilinear_corners": _corners,
 }

@@ -39,7 +39,7 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 class MLP(nn.Module):
-  """Two dense layers with an activation between: D -> F -> D.
+  """Two dense layers with an activation between: D -> F -> D, or to E.
 
   Gated, the hidden units are act(x gate) (x up) ("GLU variants improve
   Transformer", Shazeer 2020).
@@ -51,6 +51,7 @@ class MLP(nn.Module):
     use_bias: of the dense layers.
     norm: kind of a norm of the hidden units, see `layers.norm`; None is none
       ("NormFormer", Shleifer et al. 2021). epsilon: of it.
+    out_width: E; None is D.
     dropout: rate after the activation.
     std, out_std: standard deviations of the kernels to the hidden units and
       back at the start; None is Xavier's.
@@ -63,6 +64,7 @@ class MLP(nn.Module):
   use_bias: bool = True
   norm: str | None = None
   epsilon: float = 1e-6
+  out_width: int | None = None
   dropout: float = 0.0
   std: float | None = None
   out_std: float | None = None
@@ -70,8 +72,8 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
-    """Maps [B T D] to [B T D]."""
-    width = x.shape[-1]
+    """Maps [B T D] to [B T D], or to [B T E]."""
+    width = self.out_width or x.shape[-1]
     act = activation(self.act)
     hidden = self._dense(x, "up", self.hidden, ("embed", "mlp"))
     if self.gated:

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.build import build as build_plugin
+from mmjax.layers.mlp import MLP, activation
 from mmjax.parallel import rules
 
 # What the contract tests build and feed: axes after the batch, and dtype.
@@ -32,11 +34,12 @@ TINY_INPUTS = dict(tokens=((8,), "int32"))
 
 
 class Projected(nn.Module):
-  """An encoder and a dense layer; see `build` for the attributes."""
+  """An encoder and what projects its features; see `build` for the attributes."""
 
   encoder: nn.Module
   embed_dim: int
   use_bias: bool = False
+  act: str | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -48,7 +51,20 @@ class Projected(nn.Module):
     """
     found = self.encoder(*args, train=train, **inputs)
     x, more = found if isinstance(found, tuple) else (found, None)
-    x = nn.Dense(
+    x = rules.constrain(self._project(x), "batch", "joint")
+    return x if more is None else (x, more)
+
+  def _project(self, x: jax.Array) -> jax.Array:
+    if self.act is not None:
+      return MLP(
+        self.embed_dim,
+        act=self.act,
+        use_bias=self.use_bias,
+        out_width=self.embed_dim,
+        dtype=self.dtype,
+        name="projection",
+      )(x[:, None])[:, 0]
+    return nn.Dense(
       self.embed_dim,
       use_bias=self.use_bias,
       dtype=self.dtype,
@@ -58,8 +74,6 @@ class Projected(nn.Module):
       bias_init=rules.with_axes(nn.initializers.zeros, ("joint",)),
       name="projection",
     )(x)
-    x = rules.constrain(x, "batch", "joint")
-    return x if more is None else (x, more)
 
 
 def build(
@@ -67,6 +81,7 @@ def build(
   encoder: Mapping[str, Any],
   embed_dim: int,
   use_bias: bool = False,
+  act: str | None = None,
   dtype: str = "float32",
 ) -> Projected:
   """Builds an encoder with a projection.
@@ -75,11 +90,15 @@ def build(
     encoder: name and keywords of the encoder, {"name": "vit", ...}.
     embed_dim: E.
     use_bias: of the projection.
+    act: of a projection of two layers, both to E, as in CLAP; None is one.
     dtype: of the computation, also of an encoder that does not say its own.
 
   Raises:
-    InputError: an encoder without a name, or that cannot be built.
+    InputError: an encoder without a name, or that cannot be built; an unknown
+      activation.
   """
+  if act is not None:
+    activation(act)
   if "name" not in encoder:
     raise errors.InputError(
       f"models.projected encoder = {dict(encoder)}: has no name; add the "
@@ -89,5 +108,6 @@ def build(
     encoder=build_plugin("models", **{"dtype": dtype, **encoder}),
     embed_dim=embed_dim,
     use_bias=use_bias,
+    act=act,
     dtype=jnp.dtype(dtype),
   )

@@ -51,6 +51,19 @@ def test_mlp_is_two_dense_layers(key):
   np.testing.assert_allclose(y, want, atol=1e-5)
 
 
+def test_another_width_comes_out(key):
+  x = jax.random.normal(key, (2, 3, 8))
+  y, variables = MLP(6, act="relu", out_width=5).init_with_output(key, x)
+  up, down = (
+    jax.tree.map(np.asarray, nn.unbox(variables)["params"][n])
+    for n in ("up", "down")
+  )
+  hidden = np.maximum(np.asarray(x) @ up["kernel"] + up["bias"], 0)
+  want = hidden @ down["kernel"] + down["bias"]
+  assert y.shape == (2, 3, 5)
+  np.testing.assert_allclose(y, want, atol=1e-5)
+
+
 def test_gated_mlp_multiplies_by_the_gate(key):
   x = jax.random.normal(key, (2, 3, 8))
   mlp = MLP(16, act="relu", gated=True, use_bias=False)

@@ -25,6 +25,24 @@ def test_features_are_multiplied_and_the_rest_is_kept(use_bias):
   np.testing.assert_allclose(out["pre_logits"], want, atol=1e-6)
 
 
+def test_two_layers_by_an_activation():
+  module = projected.build(
+    encoder=IMAGE, embed_dim=5, use_bias=True, act="relu"
+  )
+  image = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
+  params = nn.unbox(jax.jit(module.init)(jax.random.key(1), image=image))
+  got, out = jax.jit(module.apply)(params, image=image)
+  up, down = (
+    jax.tree.map(np.asarray, params["params"]["projection"][name])
+    for name in ("up", "down")
+  )
+  hidden = np.asarray(out["pre_logits"]) @ up["kernel"] + up["bias"]
+  want = np.maximum(hidden, 0) @ down["kernel"] + down["bias"]
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  with pytest.raises(errors.InputError, match="Did you mean 'relu'"):
+    projected.build(encoder=IMAGE, embed_dim=5, act="reluu")
+
+
 def test_an_encoder_has_a_name():
   with pytest.raises(errors.InputError, match="name"):
     projected.build(encoder=dict(width=8), embed_dim=4)

@@ -15,6 +15,7 @@ MODES = {
   "bilinear_antialias": dict(
     mode="bilinear", align_corners=False, antialias=True
   ),
+  "bicubic_corners": dict(mode="bicubic", align_corners=True),
   "bilinear_corners": dict(mode="bilinear", align_corners=True),
 }
 
