@@ -64,6 +64,9 @@ def tiny(name):
 
 
 MODELS = pytest.mark.parametrize("name", build.names("models"))
+# Compiling for eight devices takes long. The fast tests do it for one model of
+# each kind of layers, the slow ones for the rest.
+KINDS = ("vit", "dual_encoder", "decoder_lm", "bert", "resnet", "whisper")
 
 
 @MODELS
@@ -89,7 +92,13 @@ def test_model_names_every_axis_from_the_table(name):
       assert axis is None or axis in rules.RULES, box.names
 
 
-@MODELS
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
+    for name in build.names("models")
+  ],
+)
 def test_model_on_a_mesh_is_the_same(name):
   boxed, inputs, f, want = tiny(name)
   layout = rules.Layout(mesh.make_mesh(dict(data=2, fsdp=2, tensor=2)))
