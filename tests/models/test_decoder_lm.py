@@ -91,6 +91,7 @@ def test_mtnlg_count_with_and_without_padded_vocabulary():
   assert round(padded / 1e7) == 52_960
 
 
+@pytest.mark.slow  # compiles for each length
 def test_log_likelihood_is_that_of_each_row_alone(key):
   model = build.build(
     "models", name="decoder_lm", **decoder_lm.TINY | dict(length=12, std=0.2)

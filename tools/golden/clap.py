@@ -98,4 +98,4 @@ def make() -> None:
   model = redraw(t.ClapTextModelWithProjection(config), seed=24)
   with torch.no_grad():
     found = model(**ids).text_embeds
-  save_hub("clap_text", model, {"tokens": text, "mask": MASK}, {"": found})
+  save_hub("clap_text", model, {"tokens": text, "mask": MASK}, {".": found})

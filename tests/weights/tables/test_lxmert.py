@@ -72,6 +72,7 @@ def test_sizes_of_other_weights_are_refused(recorded, field, value, tensor):
     recorded("lxmert_pretraining", lambda config: config.update({field: value}))
 
 
+@pytest.mark.slow  # the width of a head is 64 there
 def test_the_authors_files_need_no_config(tmp_path):
   sizes = dict(
     model_type="lxmert",

@@ -102,7 +102,10 @@ def norm(tensors, name, channels):
     tensors[f"{name}.{leaf}"] = (channels,)
 
 
-@pytest.mark.parametrize("name", ["openai_clip_vit", "openai_clip_rn"])
+@pytest.mark.parametrize(
+  "name",
+  ["openai_clip_vit", pytest.param("openai_clip_rn", marks=pytest.mark.slow)],
+)
 def test_without_a_config_it_is_openais(recorded, caplog, name):
   with caplog.at_level(logging.WARNING):
     loaded, _, _ = recorded(name)
@@ -125,7 +128,10 @@ def test_what_is_only_assumed_is_warned_of(recorded, caplog):
   assert "quick_gelu" in record.getMessage()
 
 
-@pytest.mark.parametrize("name", ["open_clip_vit", "open_clip_rn"])
+@pytest.mark.parametrize(
+  "name",
+  ["open_clip_vit", pytest.param("open_clip_rn", marks=pytest.mark.slow)],
+)
 def test_the_config_of_open_clip_matters(recorded, name):
   def part(config):
     return config.get("model_cfg", config)
