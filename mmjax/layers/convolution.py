@@ -16,21 +16,6 @@ from mmjax.parallel import rules
 PADDINGS = ("half", "same", "valid")
 
 
-def as_floats(image: jax.Array) -> jax.Array:
-  """Brings uint8 images to [-1, 1]; floats stay as they are.
-
-  Raises:
-    InputError: another type.
-  """
-  if jnp.issubdtype(image.dtype, jnp.floating):
-    return image
-  if image.dtype == jnp.uint8:
-    return image.astype(jnp.float32) / 127.5 - 1.0
-  raise errors.InputError(
-    f"image is {image.dtype}: give uint8, or floats in [-1, 1]."
-  )
-
-
 def padding(kind: str, size: int) -> str | list[tuple[int, int]]:
   """Returns the padding of a window of odd size, as XLA takes it.
 

@@ -166,11 +166,7 @@ class Decoder(nn.Module):
       table = jax.lax.dynamic_slice_in_dim(
         posemb(self.length, self.width), first, count
       )
-      slots = cache.own.k.shape[2]
-      seen = masks.Positions(
-        jnp.broadcast_to(first + jnp.arange(count), (batch, count)),
-        jnp.broadcast_to(jnp.arange(slots), (batch, slots)),
-      )
+      seen = masks.cached(batch, cache.own.k.shape[2], first, count)
     if mask is not None:
       seen = seen & masks.Keys(mask)
     x = embed(tokens) + table.astype(self.dtype)[None]

@@ -216,14 +216,9 @@ class BART(nn.Module):
   def _continue(self, state, tokens, slot, memory):
     batch, length = tokens.shape
     slots = state.layers.own.k.shape[2]
-    q = (slot + jnp.arange(length, dtype=jnp.int32))[None]
-    k = jnp.arange(slots, dtype=jnp.int32)[None]
     x, layers = self.decoder(
       self._embed(tokens, "decoder", slot, False),
-      masks.Positions(
-        jnp.broadcast_to(q, (batch, length)),
-        jnp.broadcast_to(k, (batch, slots)),
-      ),
+      masks.cached(batch, slots, slot, length),
       memory=memory,
       memory_mask=masks.Keys(state.mask),
       cache=state.layers,

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers import pool as pooling
-from mmjax.layers.convolution import Conv, as_floats, group_norm, max_pool, pad
+from mmjax.layers.convolution import Conv, group_norm, max_pool, pad
+from mmjax.layers.embed import normalised
 from mmjax.layers.mlp import activation
 from mmjax.layers.residual import Stage, checked
 from mmjax.parallel import rules
@@ -84,7 +85,7 @@ class BiT(nn.Module):
     """
     act = activation(self.act)
     norm: dict[str, Any] = dict(groups=self.groups, epsilon=self.epsilon)
-    x = rules.constrain(as_floats(image), "batch", None, None, None)
+    x = rules.constrain(normalised(image), "batch", None, None, None)
     x = Conv(
       self.stem,
       7,

@@ -223,12 +223,7 @@ class Blip(nn.Module):
 
   def _step(self, cache, tokens, slot, memory):
     B, T = tokens.shape
-    queries = slot + jnp.arange(T, dtype=jnp.int32)[None]
-    keys = jnp.arange(cache.own.k.shape[2], dtype=jnp.int32)[None]
-    seen = masks.Positions(
-      jnp.broadcast_to(queries, (B, T)),
-      jnp.broadcast_to(keys, (B, keys.shape[1])),
-    )
+    seen = masks.cached(B, cache.own.k.shape[2], slot, T)
     x, cache = self.decoder(tokens, seen, memory=memory, cache=cache, slot=slot)
     return self.decoder.logits(x[:, -1:])[:, 0], cache
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers.attention import Attention
-from mmjax.layers.convolution import Conv, as_floats, avg_pool, batch_norm
+from mmjax.layers.convolution import Conv, avg_pool, batch_norm
+from mmjax.layers.embed import normalised
 from mmjax.layers.position import LearnedGrid
 from mmjax.layers.residual import Stage, checked
 from mmjax.parallel import rules
@@ -102,7 +103,7 @@ class ClipResNet(nn.Module):
       InputError: an image of another size.
     """
     norm: dict[str, Any] = dict(epsilon=self.epsilon, momentum=self.momentum)
-    x = rules.constrain(as_floats(image), "batch", None, None, None)
+    x = rules.constrain(normalised(image), "batch", None, None, None)
     for i, features in enumerate((self.stem // 2, self.stem // 2, self.stem)):
       x = Conv(
         features, 3, 1 if i else 2, dtype=self.dtype, name=f"stem{i + 1}"

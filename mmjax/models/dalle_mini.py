@@ -250,14 +250,9 @@ class DalleMini(nn.Module):
   def _continue(self, side, tokens, slot, memory):
     batch, length = tokens.shape
     slots = side.layers.own.k.shape[2]
-    q = (slot + jnp.arange(length, dtype=jnp.int32))[None]
-    k = jnp.arange(slots, dtype=jnp.int32)[None]
     x, layers = self.decoder(
       self._embed(tokens, "decoder", slot, False),
-      masks.Positions(
-        jnp.broadcast_to(q, (batch, length)),
-        jnp.broadcast_to(k, (batch, slots)),
-      ),
+      masks.cached(batch, slots, slot, length),
       memory=memory,
       memory_mask=masks.Keys(side.mask),
       cache=side.layers,

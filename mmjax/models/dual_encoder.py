@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.build import build as build_plugin
+from mmjax.layers import pool as pooling
 from mmjax.parallel import rules
 
 # Which encoders get a projection, where there is a joint width.
@@ -105,7 +106,7 @@ class DualEncoder(nn.Module):
         bias_init=rules.with_axes(nn.initializers.zeros, ("joint",)),
         name=f"{name}_projection",
       )(x)
-    return rules.constrain(normalise(x), "batch", "joint")
+    return rules.constrain(pooling.unit(x), "batch", "joint")
 
   def _scale(self) -> Scale:
     # Learned as a logarithm, so that steps are relative and t stays positive.
@@ -119,14 +120,6 @@ class DualEncoder(nn.Module):
       init = nn.initializers.constant(self.bias_init)
       b = self.param("b", rules.with_axes(init, ()), ())
     return Scale(t, b)
-
-
-def normalise(x: jax.Array) -> jax.Array:
-  """Scales rows of [B D] to length 1, in float32; a zero row stays zero."""
-  x = x.astype(jnp.float32)
-  squares = jnp.square(x).sum(-1, keepdims=True)
-  # A floor under the square, not the root, whose gradient at 0 is infinite.
-  return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
 def build(

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers import pool as pooling
-from mmjax.layers.convolution import Conv, as_floats, batch_norm, max_pool
+from mmjax.layers.convolution import Conv, batch_norm, max_pool
+from mmjax.layers.embed import normalised
 from mmjax.layers.mlp import activation
 from mmjax.layers.residual import Stage, checked
 from mmjax.parallel import rules
@@ -77,7 +78,7 @@ class ResNet(nn.Module):
       the features, "tokens": [B Y/32*X/32 D] whose mean they are, row by row}.
     """
     norm: dict[str, Any] = dict(epsilon=self.epsilon, momentum=self.momentum)
-    x = rules.constrain(as_floats(image), "batch", None, None, None)
+    x = rules.constrain(normalised(image), "batch", None, None, None)
     x = Conv(self.stem, 7, 2, dtype=self.dtype, name="stem")(x)
     x = batch_norm(train=train, dtype=self.dtype, name="stem_norm", **norm)(x)
     x = max_pool(activation(self.act)(x))

@@ -203,15 +203,11 @@ class T5(nn.Module):
   def _continue(self, state, tokens, slot, memory):
     batch, length = tokens.shape
     slots = state.layers.own.k.shape[2]
-    q = (slot + jnp.arange(length, dtype=jnp.int32))[None]
-    k = jnp.arange(slots, dtype=jnp.int32)[None]
+    seen = masks.cached(batch, slots, slot, length)
     x, layers = self.decoder(
       self.embedding(tokens),
-      masks.Positions(
-        jnp.broadcast_to(q, (batch, length)),
-        jnp.broadcast_to(k, (batch, slots)),
-      ),
-      bias=self.decoder_bias(q, k),
+      seen,
+      bias=self.decoder_bias(seen.q_positions[:1], seen.kv_positions[:1]),
       memory=memory,
       memory_mask=masks.Keys(state.mask),
       cache=state.layers,

@@ -177,6 +177,23 @@ class Positions(Mask):
     return seen if self.left is None else seen & (k >= q - self.left)
 
 
+def cached(batch: int, slots: int, first: Any, length: int) -> Positions:
+  """Returns what tokens see of a cache without padding: all up to themselves.
+
+  Args:
+    batch: B.
+    slots: S of the cache.
+    first: int32 scalar, the slot of the first token.
+    length: T, how many tokens.
+  """
+  queries = first + jnp.arange(length, dtype=jnp.int32)[None]
+  keys = jnp.arange(slots, dtype=jnp.int32)[None]
+  return Positions(
+    jnp.broadcast_to(queries, (batch, length)),
+    jnp.broadcast_to(keys, (batch, slots)),
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pair(Mask):
   a: Mask

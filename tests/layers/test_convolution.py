@@ -8,6 +8,7 @@ import pytest
 
 from mmjax import errors
 from mmjax.layers import convolution as conv
+from mmjax.layers.embed import normalised
 
 
 @pytest.fixture
@@ -132,10 +133,10 @@ def test_group_norm_keeps_its_digits(rng, key):
 
 def test_images_become_floats():
   image = np.array([[0, 51, 255]], np.uint8)
-  np.testing.assert_allclose(conv.as_floats(image), [[-1, -0.6, 1]], atol=1e-6)
+  np.testing.assert_allclose(normalised(image), [[-1, -0.6, 1]], atol=1e-6)
   half = np.ones(3, np.float16)
-  assert conv.as_floats(half) is half
+  assert normalised(half) is half
   with pytest.raises(errors.InputError, match="image is int32"):
-    conv.as_floats(np.ones(3, np.int32))
+    normalised(np.ones(3, np.int32))
   with pytest.raises(errors.InputError, match="padding = 'full'"):
     conv.padding("full", 3)

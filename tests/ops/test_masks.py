@@ -120,3 +120,9 @@ def test_check_names_field_and_shapes():
   masks.check(ok, 2, 4, 5)
   with pytest.raises(errors.InputError, match="kv_ids"):
     masks.check(ok, 2, 4, 4)
+
+
+def test_cached_tokens_see_all_up_to_themselves():
+  got = masks.dense(masks.cached(2, 5, jnp.int32(2), 2), 2, 5)
+  want = [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
+  np.testing.assert_array_equal(got[:, 0], np.array([want, want], bool))
