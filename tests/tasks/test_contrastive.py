@@ -8,8 +8,9 @@ import pytest
 
 from mmjax import errors
 from mmjax.build import build
+from mmjax.layers.pool import unit
 from mmjax.losses import contrastive as losses
-from mmjax.models.dual_encoder import Scale, normalise
+from mmjax.models.dual_encoder import Scale
 from mmjax.parallel import mesh, rules
 from mmjax.tasks import contrastive
 
@@ -32,10 +33,10 @@ class Towers(nn.Module):
       for i in range(self.depth):
         image = jnp.tanh(nn.Dense(32, name=f"i{i}")(image))
       image = nn.Dropout(self.dropout, deterministic=not train)(image)
-      image = normalise(nn.Dense(4, name="image_projection")(image))
+      image = unit(nn.Dense(4, name="image_projection")(image))
     if text is not None:
       text = jnp.tanh(nn.Embed(32, 8, name="t")(text).mean(1))
-      text = normalise(nn.Dense(4, name="text_projection")(text))
+      text = unit(nn.Dense(4, name="text_projection")(text))
     zeros = nn.initializers.zeros
     log_t, b = self.param("log_t", zeros, ()), self.param("b", zeros, ())
     return image, text, Scale(5 * jnp.exp(log_t), b - 2)
