@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.layers.position import rotate
 from mmjax.ops import attention as ops
+from mmjax.ops import dropout
 from mmjax.ops.masks import Mask
 from mmjax.parallel import rules
 
@@ -243,11 +244,11 @@ class Attention(nn.Module):
     deterministic: bool,
   ) -> jax.Array:
     rate = 0.0 if deterministic else self.dropout
-    keys = None
+    seeds = None
     if rate > 0.0:
-      keys = ops.dropout_keys(self.make_rng("dropout"), q.shape[0], self.heads)
+      seeds = dropout.seeds(self.make_rng("dropout"), q.shape[0], self.heads)
 
-    def attend(q, k, v, mask, bias, keys):
+    def attend(q, k, v, mask, bias, seeds):
       return ops.attention(
         q,
         k,
@@ -257,7 +258,7 @@ class Attention(nn.Module):
         scale=self.scale,
         softcap=self.softcap,
         dropout_rate=rate,
-        dropout_rng=keys,
+        dropout_rng=seeds,
         impl=self.impl,
       )
 
@@ -280,7 +281,7 @@ class Attention(nn.Module):
         ("batch", "heads"),
       ],
       q_names,
-    )(q, k, v, mask, bias, keys)
+    )(q, k, v, mask, bias, seeds)
 
 
 def _written(

@@ -8,19 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import errors
-from mmjax.ops import masks
+from mmjax.ops import dropout, masks
 from mmjax.ops.kernels import reference
 
 IMPLEMENTATIONS = ("xla",)
-
-
-def dropout_keys(rng: jax.Array, batch: int, heads: int) -> jax.Array:
-  """Returns one key per row and head, [B N].
-
-  Made before the batch and the heads are split over devices, so that what is
-  dropped does not depend on the layout.
-  """
-  return jax.random.split(rng, (batch, heads))
 
 
 def attention(
@@ -53,7 +44,7 @@ def attention(
     softcap: scores s become softcap * tanh(s / softcap), before the bias
       (Gemma 2).
     dropout_rate: probability in [0, 1) of dropping a weight.
-    dropout_rng: one key, or keys [B N] from `dropout_keys`.
+    dropout_rng: one key, or the seeds uint32 [B N] of `dropout.seeds`.
     impl: None picks the best implementation that can run; a name insists.
 
   Returns:
@@ -71,20 +62,20 @@ def attention(
       f"attention dropout_rate = {dropout_rate}: not in [0, 1); 0 is none."
     )
   batch, _, heads, head_dim = q.shape
-  keys = None
+  seeds = None
   if dropout_rate > 0.0:
     if dropout_rng is None:
       raise errors.InputError(
         f"attention dropout_rate = {dropout_rate} needs dropout_rng; give a "
         "key, or the rate 0."
       )
-    keys = dropout_rng
-    if keys.ndim == 0:
-      keys = dropout_keys(keys, batch, heads)
-    if keys.shape != (batch, heads):
+    seeds = dropout_rng
+    if seeds.ndim < 2:  # a key, typed or raw
+      seeds = dropout.seeds(seeds, batch, heads)
+    if seeds.shape != (batch, heads) or seeds.dtype != jnp.uint32:
       raise errors.InputError(
-        f"attention dropout_rng has shape {keys.shape}; give one key, or keys "
-        f"of shape {(batch, heads)} for [B N]."
+        f"attention dropout_rng is {seeds.dtype} {seeds.shape}; give one key, "
+        f"or seeds uint32 {(batch, heads)} for [B N]."
       )
   return reference.attend(
     q,
@@ -95,7 +86,7 @@ def attention(
     scale=head_dim**-0.5 if scale is None else scale,
     softcap=softcap,
     dropout_rate=dropout_rate,
-    dropout_keys=keys,
+    dropout_seeds=seeds,
   )
 
 
