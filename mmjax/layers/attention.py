@@ -248,6 +248,10 @@ class Attention(nn.Module):
     if rate > 0.0:
       seeds = dropout.seeds(self.make_rng("dropout"), q.shape[0], self.heads)
 
+    # Sequences split over devices stay so: keys go round in a ring.
+    axis = _ring(q.shape[1], k.shape[1])
+    length = None if axis is None else "length"
+
     def attend(q, k, v, mask, bias, seeds):
       return ops.attention(
         q,
@@ -260,15 +264,18 @@ class Attention(nn.Module):
         dropout_rate=rate,
         dropout_rng=seeds,
         impl=self.impl,
+        axis=axis,
       )
 
-    q_names = ("batch", None, "heads", None)
-    kv_names = ("batch", None, kv_name, None)
+    q_names = ("batch", length, "heads", None)
+    kv_names = ("batch", length, kv_name, None)
     bias_names = None
     if bias is not None:
       bias_names = tuple(
         name if size > 1 else None
-        for name, size in zip(("batch", "heads"), bias.shape, strict=False)
+        for name, size in zip(
+          ("batch", "heads", length), bias.shape, strict=False
+        )
       )
     return rules.per_shard(
       attend,
@@ -276,12 +283,25 @@ class Attention(nn.Module):
         q_names,
         kv_names,
         kv_names,
-        ("batch",),
+        ("batch", length),
         bias_names,
         ("batch", "heads"),
       ],
       q_names,
+      check=axis is None,
     )(q, k, v, mask, bias, seeds)
+
+
+def _ring(length_q: int, length_k: int) -> str | None:
+  """Returns the mesh axis that splits both lengths, or None."""
+  layout = rules.current()
+  if layout is None:
+    return None
+  axes = [a for a in layout.mesh_axes("length") if layout.mesh.shape[a] > 1]
+  if len(axes) != 1:
+    return None
+  parts = layout.mesh.shape[axes[0]]
+  return None if length_q % parts or length_k % parts else axes[0]
 
 
 def _written(

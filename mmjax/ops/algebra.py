@@ -162,13 +162,21 @@ def leaf_axes(mask: Mask) -> tuple[str, ...]:
   return tuple(mask.AXES.values())
 
 
-def check(mask: Mask, batch: int, length_q: int, length_k: int) -> None:
-  """Raises InputError if the mask does not fit [B T] and [B S]."""
+def check(
+  mask: Mask, batch: int, length_q: int, length_k: int, parts: int = 1
+) -> None:
+  """Raises InputError if the mask does not fit [B T] and [B S].
+
+  Args:
+    mask: the spec.
+    batch, length_q, length_k: B, T and S.
+    parts: the leaves are one of so many parts of the lengths.
+  """
   if isinstance(mask, Pair):
-    check(mask.a, batch, length_q, length_k)
-    check(mask.b, batch, length_q, length_k)
+    check(mask.a, batch, length_q, length_k, parts)
+    check(mask.b, batch, length_q, length_k, parts)
     return
-  why = mask.misfit(length_q, length_k)
+  why = mask.misfit(length_q * parts, length_k * parts)
   if why is not None:
     raise errors.InputError(f"{type(mask).__name__}: {why}")
   shapes = {"b": (batch,), "q": (batch, length_q), "k": (batch, length_k)}

@@ -4,12 +4,14 @@ Everything that attends calls `attention`: it checks the arguments, picks an
 implementation, and drops none of them in silence.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.ops import dropout, masks
-from mmjax.ops.kernels import reference
+from mmjax.ops.kernels import reference, ring
 
 IMPLEMENTATIONS = ("xla",)
 
@@ -26,6 +28,7 @@ def attention(
   dropout_rate: float = 0.0,
   dropout_rng: jax.Array | None = None,
   impl: str | None = None,
+  axis: str | None = None,
 ) -> jax.Array:
   """Computes multi-head attention, softmax(scale q k' + bias, where mask) v.
 
@@ -46,6 +49,9 @@ def attention(
     dropout_rate: probability in [0, 1) of dropping a weight.
     dropout_rng: one key, or the seeds uint32 [B N] of `dropout.seeds`.
     impl: None picks the best implementation that can run; a name insists.
+    axis: None, or inside `shard_map` the mesh axis that splits T and S: the
+      arguments are this device's parts, but for the S of a bias, which is
+      whole, and keys go round in a ring ("Ring attention", Liu et al. 2023).
 
   Returns:
     [B T N H'] in the dtype of q.
@@ -56,7 +62,7 @@ def attention(
   """
   if impl is not None and impl not in IMPLEMENTATIONS:
     raise errors.unknown("attention impl", impl, IMPLEMENTATIONS)
-  _check(q, k, v, mask, bias)
+  _check(q, k, v, mask, bias, 1 if axis is None else jax.lax.axis_size(axis))
   if not 0.0 <= dropout_rate < 1.0:
     raise errors.InputError(
       f"attention dropout_rate = {dropout_rate}: not in [0, 1); 0 is none."
@@ -77,10 +83,7 @@ def attention(
         f"attention dropout_rng is {seeds.dtype} {seeds.shape}; give one key, "
         f"or seeds uint32 {(batch, heads)} for [B N]."
       )
-  return reference.attend(
-    q,
-    k,
-    v,
+  arguments: dict[str, Any] = dict(
     mask=None if isinstance(mask, masks.Full) else mask,
     bias=bias,
     scale=head_dim**-0.5 if scale is None else scale,
@@ -88,6 +91,9 @@ def attention(
     dropout_rate=dropout_rate,
     dropout_seeds=seeds,
   )
+  if axis is not None:
+    return ring.attend(q, k, v, axis=axis, **arguments)
+  return reference.attend(q, k, v, **arguments)
 
 
 def _check(
@@ -96,6 +102,7 @@ def _check(
   v: jax.Array,
   mask: masks.Mask | None,
   bias: jax.Array | None,
+  parts: int,
 ) -> None:
   shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
   if not q.ndim == k.ndim == v.ndim == 4:
@@ -112,7 +119,7 @@ def _check(
       f"attention: {shapes} do not fit; q [B T N H], k [B S K H] and v "
       "[B S K H'] share B, S, K and H, and N is a multiple of K."
     )
-  full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+  full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1] * parts)
   if bias is not None and (
     bias.ndim != 4
     or any(b not in (1, f) for b, f in zip(bias.shape, full, strict=True))
@@ -124,4 +131,4 @@ def _check(
   if not jnp.issubdtype(q.dtype, jnp.floating):
     raise errors.InputError(f"attention: q is {q.dtype}; give floats.")
   if mask is not None:
-    masks.check(mask, q.shape[0], q.shape[1], k.shape[1])
+    masks.check(mask, q.shape[0], q.shape[1], k.shape[1], parts)
