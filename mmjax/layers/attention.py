@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.layers.position import rotate
 from mmjax.ops import attention as ops
+from mmjax.ops import dropout
 from mmjax.ops.masks import Mask
 from mmjax.parallel import rules
 
@@ -243,11 +244,15 @@ class Attention(nn.Module):
     deterministic: bool,
   ) -> jax.Array:
     rate = 0.0 if deterministic else self.dropout
-    keys = None
+    seeds = None
     if rate > 0.0:
-      keys = ops.dropout_keys(self.make_rng("dropout"), q.shape[0], self.heads)
+      seeds = dropout.seeds(self.make_rng("dropout"), q.shape[0], self.heads)
 
-    def attend(q, k, v, mask, bias, keys):
+    # Sequences split over devices stay so: keys go round in a ring.
+    axis = _ring(q.shape[1], k.shape[1])
+    length = None if axis is None else "length"
+
+    def attend(q, k, v, mask, bias, seeds):
       return ops.attention(
         q,
         k,
@@ -257,17 +262,20 @@ class Attention(nn.Module):
         scale=self.scale,
         softcap=self.softcap,
         dropout_rate=rate,
-        dropout_rng=keys,
+        dropout_rng=seeds,
         impl=self.impl,
+        axis=axis,
       )
 
-    q_names = ("batch", None, "heads", None)
-    kv_names = ("batch", None, kv_name, None)
+    q_names = ("batch", length, "heads", None)
+    kv_names = ("batch", length, kv_name, None)
     bias_names = None
     if bias is not None:
       bias_names = tuple(
         name if size > 1 else None
-        for name, size in zip(("batch", "heads"), bias.shape, strict=False)
+        for name, size in zip(
+          ("batch", "heads", length), bias.shape, strict=False
+        )
       )
     return rules.per_shard(
       attend,
@@ -275,12 +283,25 @@ class Attention(nn.Module):
         q_names,
         kv_names,
         kv_names,
-        ("batch",),
+        ("batch", length),
         bias_names,
         ("batch", "heads"),
       ],
       q_names,
-    )(q, k, v, mask, bias, keys)
+      check=axis is None,
+    )(q, k, v, mask, bias, seeds)
+
+
+def _ring(length_q: int, length_k: int) -> str | None:
+  """Returns the mesh axis that splits both lengths, or None."""
+  layout = rules.current()
+  if layout is None:
+    return None
+  axes = [a for a in layout.mesh_axes("length") if layout.mesh.shape[a] > 1]
+  if len(axes) != 1:
+    return None
+  parts = layout.mesh.shape[axes[0]]
+  return None if length_q % parts or length_k % parts else axes[0]
 
 
 def _written(

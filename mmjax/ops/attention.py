@@ -4,23 +4,16 @@ Everything that attends calls `attention`: it checks the arguments, picks an
 implementation, and drops none of them in silence.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from mmjax import errors
-from mmjax.ops import masks
-from mmjax.ops.kernels import reference
+from mmjax.ops import dropout, masks
+from mmjax.ops.kernels import reference, ring
 
 IMPLEMENTATIONS = ("xla",)
-
-
-def dropout_keys(rng: jax.Array, batch: int, heads: int) -> jax.Array:
-  """Returns one key per row and head, [B N].
-
-  Made before the batch and the heads are split over devices, so that what is
-  dropped does not depend on the layout.
-  """
-  return jax.random.split(rng, (batch, heads))
 
 
 def attention(
@@ -35,6 +28,7 @@ def attention(
   dropout_rate: float = 0.0,
   dropout_rng: jax.Array | None = None,
   impl: str | None = None,
+  axis: str | None = None,
 ) -> jax.Array:
   """Computes multi-head attention, softmax(scale q k' + bias, where mask) v.
 
@@ -53,8 +47,11 @@ def attention(
     softcap: scores s become softcap * tanh(s / softcap), before the bias
       (Gemma 2).
     dropout_rate: probability in [0, 1) of dropping a weight.
-    dropout_rng: one key, or keys [B N] from `dropout_keys`.
+    dropout_rng: one key, or the seeds uint32 [B N] of `dropout.seeds`.
     impl: None picks the best implementation that can run; a name insists.
+    axis: None, or inside `shard_map` the mesh axis that splits T and S: the
+      arguments are this device's parts, but for the S of a bias, which is
+      whole, and keys go round in a ring ("Ring attention", Liu et al. 2023).
 
   Returns:
     [B T N H'] in the dtype of q.
@@ -65,38 +62,38 @@ def attention(
   """
   if impl is not None and impl not in IMPLEMENTATIONS:
     raise errors.unknown("attention impl", impl, IMPLEMENTATIONS)
-  _check(q, k, v, mask, bias)
+  _check(q, k, v, mask, bias, 1 if axis is None else jax.lax.axis_size(axis))
   if not 0.0 <= dropout_rate < 1.0:
     raise errors.InputError(
       f"attention dropout_rate = {dropout_rate}: not in [0, 1); 0 is none."
     )
   batch, _, heads, head_dim = q.shape
-  keys = None
+  seeds = None
   if dropout_rate > 0.0:
     if dropout_rng is None:
       raise errors.InputError(
         f"attention dropout_rate = {dropout_rate} needs dropout_rng; give a "
         "key, or the rate 0."
       )
-    keys = dropout_rng
-    if keys.ndim == 0:
-      keys = dropout_keys(keys, batch, heads)
-    if keys.shape != (batch, heads):
+    seeds = dropout_rng
+    if seeds.ndim < 2:  # a key, typed or raw
+      seeds = dropout.seeds(seeds, batch, heads)
+    if seeds.shape != (batch, heads) or seeds.dtype != jnp.uint32:
       raise errors.InputError(
-        f"attention dropout_rng has shape {keys.shape}; give one key, or keys "
-        f"of shape {(batch, heads)} for [B N]."
+        f"attention dropout_rng is {seeds.dtype} {seeds.shape}; give one key, "
+        f"or seeds uint32 {(batch, heads)} for [B N]."
       )
-  return reference.attend(
-    q,
-    k,
-    v,
+  arguments: dict[str, Any] = dict(
     mask=None if isinstance(mask, masks.Full) else mask,
     bias=bias,
     scale=head_dim**-0.5 if scale is None else scale,
     softcap=softcap,
     dropout_rate=dropout_rate,
-    dropout_keys=keys,
+    dropout_seeds=seeds,
   )
+  if axis is not None:
+    return ring.attend(q, k, v, axis=axis, **arguments)
+  return reference.attend(q, k, v, **arguments)
 
 
 def _check(
@@ -105,6 +102,7 @@ def _check(
   v: jax.Array,
   mask: masks.Mask | None,
   bias: jax.Array | None,
+  parts: int,
 ) -> None:
   shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
   if not q.ndim == k.ndim == v.ndim == 4:
@@ -121,7 +119,7 @@ def _check(
       f"attention: {shapes} do not fit; q [B T N H], k [B S K H] and v "
       "[B S K H'] share B, S, K and H, and N is a multiple of K."
     )
-  full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+  full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1] * parts)
   if bias is not None and (
     bias.ndim != 4
     or any(b not in (1, f) for b, f in zip(bias.shape, full, strict=True))
@@ -133,4 +131,4 @@ def _check(
   if not jnp.issubdtype(q.dtype, jnp.floating):
     raise errors.InputError(f"attention: q is {q.dtype}; give floats.")
   if mask is not None:
-    masks.check(mask, q.shape[0], q.shape[1], k.shape[1])
+    masks.check(mask, q.shape[0], q.shape[1], k.shape[1], parts)

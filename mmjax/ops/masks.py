@@ -10,88 +10,63 @@ Positions of queries and keys count from 0, each along its own axis.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax import errors
+from mmjax.ops import algebra, axial
+from mmjax.ops.algebra import Bounds, Interval, Mask, register
 
-Index = Any  # an integer or an integer array
-
-
-@dataclasses.dataclass(frozen=True)
-class Mask:
-  """A rule saying which query may see which key."""
-
-  def allowed(self, q_index: Index, k_index: Index, batch_index: Index) -> Any:
-    """Returns where query may see key, for index arrays that broadcast.
-
-    Args:
-      q_index: positions of queries, in [0, T).
-      k_index: positions of keys, in [0, S).
-      batch_index: rows of the batch, in [0, B); read only by masks that have
-        data leaves.
-    """
-    raise NotImplementedError
-
-  def batch_size(self) -> int | None:
-    """Returns B of the data leaves, or None where all rows are alike."""
-    leaves = jax.tree.leaves(self)
-    return leaves[0].shape[0] if leaves else None
-
-  def __and__(self, other: "Mask") -> "Mask":
-    return And(self, other)
-
-  def __or__(self, other: "Mask") -> "Mask":
-    return Or(self, other)
+And, Or = algebra.And, algebra.Or
+Row, Column, Conv = axial.Row, axial.Column, axial.Conv
+check, dense, leaf_axes = algebra.check, algebra.dense, algebra.leaf_axes
 
 
-def _spec(data: tuple[str, ...] = (), meta: tuple[str, ...] = ()):
-  """Registers a mask class with its data leaves and static fields."""
-
-  def register(cls):
-    return jax.tree_util.register_dataclass(
-      cls, data_fields=list(data), meta_fields=list(meta)
-    )
-
-  return register
-
-
-@_spec()
+@register
 @dataclasses.dataclass(frozen=True)
 class Full(Mask):
   """Every query sees every key."""
 
-  def allowed(self, q_index, k_index, batch_index):
+  def seen(self, q, k):
     # Built from the indices, so that the shape is the broadcast one.
-    return (q_index >= 0) & (k_index >= 0)
+    return (q >= 0) & (k >= 0)
+
+  def bounds(self, q, k):
+    every = (q.lo >= 0) & (k.lo >= 0)
+    return Bounds(every, every)
 
 
-@_spec(meta=("offset",))
+@register
 @dataclasses.dataclass(frozen=True)
 class Causal(Mask):
   """Query q sees keys k <= q + offset."""
 
   offset: int = 0
 
-  def allowed(self, q_index, k_index, batch_index):
-    return k_index <= q_index + self.offset
+  def seen(self, q, k):
+    return k <= q + self.offset
+
+  def bounds(self, q, k):
+    return Bounds(k.lo <= q.hi + self.offset, k.hi <= q.lo + self.offset)
 
 
-@_spec(meta=("n",))
+@register
 @dataclasses.dataclass(frozen=True)
 class Prefix(Mask):
   """Every query sees the first n keys; `Prefix(n) | Causal()` is prefix-LM."""
 
   n: int
 
-  def allowed(self, q_index, k_index, batch_index):
-    return (k_index < self.n) & (q_index >= 0)
+  def seen(self, q, k):
+    return (k < self.n) & (q >= 0)
+
+  def bounds(self, q, k):
+    return Bounds((k.lo < self.n) & (q.lo >= 0), (k.hi < self.n) & (q.lo >= 0))
 
 
-@_spec(meta=("left", "right"))
+@register
 @dataclasses.dataclass(frozen=True)
 class Local(Mask):
   """Query q sees keys q - left <= k <= q + right."""
@@ -99,27 +74,82 @@ class Local(Mask):
   left: int
   right: int
 
-  def allowed(self, q_index, k_index, batch_index):
-    distance = k_index - q_index
+  def seen(self, q, k):
+    distance = k - q
     return (distance >= -self.left) & (distance <= self.right)
 
+  def bounds(self, q, k):
+    lo, hi = k.lo - q.hi, k.hi - q.lo
+    some = (lo <= self.right) & (hi >= -self.left)
+    some = some & (-self.left <= self.right)
+    return Bounds(some, (lo >= -self.left) & (hi <= self.right))
 
-@_spec(data=("lengths",))
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Banded(Mask):
+  """A query sees itself and the width - 1 keys before it.
+
+  The local layers of GPT-3 (Brown et al. 2020, section 2.1: "alternating dense
+  and locally banded sparse attention patterns ... similar to the Sparse
+  Transformer"), and what the two heads of the strided Sparse Transformer
+  (Child et al. 2019) have in common: the l previous positions.
+  """
+
+  width: int
+
+  def seen(self, q, k):
+    return (k <= q) & (q - k < self.width)
+
+  def bounds(self, q, k):
+    return Local(self.width - 1, 0).bounds(q, k)
+
+
+class _Lengths(Mask):
+  """Row b sees its first lengths[b] keys."""
+
+  lengths: Any
+
+  def seen(self, q, k):
+    return (k < self.lengths) & (q >= 0)
+
+  def bounds(self, q, k):
+    if self.lengths is None:
+      return _unknown(q, k)
+    return Bounds(
+      (k.lo < self.lengths.hi) & (q.lo >= 0),
+      (k.hi < self.lengths.lo) & (q.lo >= 0),
+    )
+
+
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
-class KeyPadding(Mask):
+class KeyPadding(_Lengths):
   """Row b sees its first lengths[b] keys; the rest is padding.
 
   lengths: int32 [B].
   """
 
+  AXES: ClassVar = {"lengths": "b"}
   lengths: Any
 
-  def allowed(self, q_index, k_index, batch_index):
-    lengths = jnp.asarray(self.lengths)
-    return (k_index < lengths[batch_index]) & (q_index >= 0)
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrefixLengths(_Lengths):
+  """Every query of row b sees the first lengths[b] keys.
+
+  `Prefix` with a number for each example; `PrefixLengths(n) | Causal()` is
+  prefix-LM over prompts of different lengths.
+
+  lengths: int32 [B].
+  """
+
+  AXES: ClassVar = {"lengths": "b"}
+  lengths: Any
 
 
-@_spec(data=("q_ids", "kv_ids"), meta=("pad_id",))
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segments(Mask):
   """Query and key see each other when their segment ids agree.
@@ -128,17 +158,29 @@ class Segments(Mask):
   itself included: queries that are padding see no key at all.
   """
 
+  AXES: ClassVar = {"q_ids": "q", "kv_ids": "k"}
   q_ids: Any
   kv_ids: Any
   pad_id: int = 0
 
-  def allowed(self, q_index, k_index, batch_index):
-    q = jnp.asarray(self.q_ids)[batch_index, q_index]
-    k = jnp.asarray(self.kv_ids)[batch_index, k_index]
-    return (q == k) & (q != self.pad_id)
+  def seen(self, q, k):
+    # The indices count for the shape alone.
+    seen = (self.q_ids == self.kv_ids) & (self.q_ids != self.pad_id)
+    return seen & (q >= 0) & (k >= 0)
+
+  def bounds(self, q, k):
+    a, b = self.q_ids, self.kv_ids
+    if a is None or b is None:
+      return _unknown(q, k)
+    # Ids that both blocks may hold, apart from padding.
+    lo, hi = _highest(a.lo, b.lo), _lowest(a.hi, b.hi)
+    some = (lo < hi) | ((lo == hi) & (lo != self.pad_id))
+    one = (a.lo == a.hi) & (b.lo == b.hi) & (a.lo == b.lo)
+    shape = (q.lo >= 0) & (k.lo >= 0)
+    return Bounds(some & shape, one & (a.lo != self.pad_id) & shape)
 
 
-@_spec(data=("valid",))
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Keys(Mask):
   """Row b sees its keys where valid[b] is true, wherever they stand.
@@ -146,14 +188,23 @@ class Keys(Mask):
   valid: bool [B S]; integers count as true unless they are 0.
   """
 
+  AXES: ClassVar = {"valid": "k"}
   valid: Any
 
-  def allowed(self, q_index, k_index, batch_index):
-    valid = jnp.asarray(self.valid)[batch_index, k_index]
-    return (valid != 0) & (q_index >= 0)
+  def seen(self, q, k):
+    return (self.valid != 0) & (q >= 0) & (k >= 0)
+
+  def bounds(self, q, k):
+    if self.valid is None:
+      return _unknown(q, k)
+    lo, hi = self.valid
+    shape = (q.lo >= 0) & (k.lo >= 0)
+    return Bounds(
+      ((lo != 0) | (hi != 0)) & shape, ((lo > 0) | (hi < 0)) & shape
+    )
 
 
-@_spec(data=("q_positions", "kv_positions"), meta=("left",))
+@register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Positions(Mask):
   """Causal by given positions: a query sees keys 0 <= kv <= q of its row.
@@ -166,15 +217,27 @@ class Positions(Mask):
   back a query sees: q - left <= kv, as in `Local`.
   """
 
+  AXES: ClassVar = {"q_positions": "q", "kv_positions": "k"}
   q_positions: Any
   kv_positions: Any
   left: int | None = None
 
-  def allowed(self, q_index, k_index, batch_index):
-    q = jnp.asarray(self.q_positions)[batch_index, q_index]
-    k = jnp.asarray(self.kv_positions)[batch_index, k_index]
-    seen = (k >= 0) & (k <= q)
-    return seen if self.left is None else seen & (k >= q - self.left)
+  def seen(self, q, k):
+    at, key = self.q_positions, self.kv_positions
+    seen = (key >= 0) & (key <= at) & (q >= 0) & (k >= 0)
+    return seen if self.left is None else seen & (key >= at - self.left)
+
+  def bounds(self, q, k):
+    a, b = self.q_positions, self.kv_positions
+    if a is None or b is None:
+      return _unknown(q, k)
+    shape = (q.lo >= 0) & (k.lo >= 0)
+    some = (b.hi >= 0) & (a.hi >= _highest(b.lo, 0)) & shape
+    every = (b.lo >= 0) & (b.hi <= a.lo) & shape
+    if self.left is not None:
+      some = some & (self.left >= 0) & (a.lo - b.hi <= self.left)
+      every = every & (a.hi - b.lo <= self.left)
+    return Bounds(some, every)
 
 
 def cached(batch: int, slots: int, first: Any, length: int) -> Positions:
@@ -194,74 +257,19 @@ def cached(batch: int, slots: int, first: Any, length: int) -> Positions:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pair(Mask):
-  a: Mask
-  b: Mask
+def _unknown(q: Interval, k: Interval) -> Bounds:
+  """Of data that is not known: pairs may be seen, none must be."""
+  true = (q.lo <= q.hi) & (k.lo <= k.hi)
+  return Bounds(true, true & False)
 
 
-@_spec(data=("a", "b"))
-@dataclasses.dataclass(frozen=True)
-class And(_Pair):
-  """What both masks allow."""
-
-  def allowed(self, q_index, k_index, batch_index):
-    a = self.a.allowed(q_index, k_index, batch_index)
-    return a & self.b.allowed(q_index, k_index, batch_index)
+def _is_jax(*values: Any) -> bool:
+  return any(isinstance(x, jax.Array) for x in values)
 
 
-@_spec(data=("a", "b"))
-@dataclasses.dataclass(frozen=True)
-class Or(_Pair):
-  """What either mask allows."""
-
-  def allowed(self, q_index, k_index, batch_index):
-    a = self.a.allowed(q_index, k_index, batch_index)
-    return a | self.b.allowed(q_index, k_index, batch_index)
+def _highest(a: Any, b: Any) -> Any:
+  return jnp.maximum(a, b) if _is_jax(a, b) else np.maximum(a, b)
 
 
-def check(mask: Mask, batch: int, length_q: int, length_k: int) -> None:
-  """Raises InputError if the data leaves do not fit [B T] and [B S]."""
-  if isinstance(mask, _Pair):
-    check(mask.a, batch, length_q, length_k)
-    check(mask.b, batch, length_q, length_k)
-    return
-  wanted = {}
-  if isinstance(mask, KeyPadding):
-    wanted = {"lengths": (batch,)}
-  elif isinstance(mask, Segments):
-    wanted = {"q_ids": (batch, length_q), "kv_ids": (batch, length_k)}
-  elif isinstance(mask, Keys):
-    wanted = {"valid": (batch, length_k)}
-  elif isinstance(mask, Positions):
-    wanted = {
-      "q_positions": (batch, length_q),
-      "kv_positions": (batch, length_k),
-    }
-  for field, shape in wanted.items():
-    got = tuple(getattr(mask, field).shape)
-    if got != shape:
-      raise errors.InputError(
-        f"{type(mask).__name__}.{field} has shape {got}, but the queries and "
-        f"keys are of batch {batch} and lengths {length_q} and {length_k}; "
-        f"give it shape {shape}."
-      )
-
-
-def dense(mask: Mask, length_q: int, length_k: int) -> jax.Array:
-  """Returns the mask as an array: the reference, of T x S elements.
-
-  Only `ops/` may materialise a mask; layers and models pass the spec on.
-
-  Args:
-    mask: the spec.
-    length_q: T.
-    length_k: S.
-
-  Returns:
-    bool [B 1 T S], or [1 1 T S] for a mask without data leaves.
-  """
-  q = np.arange(length_q).reshape(1, 1, -1, 1)
-  k = np.arange(length_k).reshape(1, 1, 1, -1)
-  b = np.arange(mask.batch_size() or 1).reshape(-1, 1, 1, 1)
-  return jnp.asarray(mask.allowed(q, k, b))
+def _lowest(a: Any, b: Any) -> Any:
+  return jnp.minimum(a, b) if _is_jax(a, b) else np.minimum(a, b)

@@ -65,6 +65,27 @@ def test_same_on_a_mesh_with_dropout_and_a_mask(key, kv_heads):
   assert np.abs(still - want[1]).max() > 1e-3
 
 
+def test_same_where_devices_share_a_sequence(key):
+  layer = Attention(4, kv_heads=2, dropout=0.3)
+  x = jax.random.normal(key, (4, 8, 16))
+  mask = masks.KeyPadding(jnp.array([8, 3, 0, 5])) & masks.Causal()
+  params = nn.unbox(jax.jit(layer.init)(key, x))
+
+  def f(params, x, mask):
+    y = layer.apply(params, x, None, mask, False, rngs={"dropout": key})
+    return jnp.square(y).mean(), y
+
+  make = lambda: jax.jit(lambda *a: jax.grad(f, has_aux=True)(*a))  # noqa: E731
+  want = make()(params, x, mask)
+  with rules.Layout(mesh.make_mesh(dict(data=2, tensor=2, context=2))).use():
+    lowered = make().lower(params, x, mask)
+    got = lowered.compile()(params, x, mask)
+  assert "collective_permute" in lowered.as_text()  # the ring
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want
+  )
+
+
 def test_a_cache_gives_what_the_whole_gives(key):
   """Token by token with a cache, padded on the left, as all at once."""
   layer = Attention(4, kv_heads=2, rotary=100.0, softcap=3.0, biases="qv")

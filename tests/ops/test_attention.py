@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mmjax import errors
-from mmjax.ops import masks
-from mmjax.ops.attention import attention, dropout_keys
+from mmjax.ops import dropout, masks
+from mmjax.ops.attention import attention
 
 SEGMENTS = masks.Segments(
   np.array([[1, 1, 2, 0, 3], [1, 2, 2, 2, 0]], np.int32),
@@ -131,21 +131,29 @@ def test_a_row_that_sees_nothing_is_zero_with_zero_gradient(how):
     assert (grad[1] != 0).any()
 
 
-def test_dropout_drops_by_key_and_keeps_the_mean(key):
+def test_dropout_drops_by_seed_and_keeps_the_mean(key):
   q, k, v = inputs(B=2, N=2, K=2)
-  keys = dropout_keys(key, 2, 2)
+  seeds = dropout.seeds(key, 2, 2)
   got = attention(q, k, v, dropout_rate=0.25, dropout_rng=key)
-  keep = np.stack(
-    [
-      [np.asarray(jax.random.bernoulli(x, 0.75, (5, 6))) / 0.75 for x in row]
-      for row in keys
-    ]
+  kept = dropout.keep(
+    seeds[:, :, None, None],
+    np.arange(5).reshape(1, 1, 5, 1),
+    np.arange(6).reshape(1, 1, 1, 6),
+    0.25,
   )
+  assert 0 < kept.sum() < kept.size
+  keep = np.asarray(kept) / 0.75
   np.testing.assert_allclose(got, truth(q, k, v, keep=keep), atol=2e-6)
-  same = attention(q, k, v, dropout_rate=0.25, dropout_rng=keys)
+  same = attention(q, k, v, dropout_rate=0.25, dropout_rng=seeds)
   np.testing.assert_array_equal(got, same)
-  # Keys belong to rows and heads: half of the batch draws what it drew.
-  half = attention(q[1:], k[1:], v[1:], dropout_rate=0.25, dropout_rng=keys[1:])
+  raw = attention(
+    q, k, v, dropout_rate=0.25, dropout_rng=jax.random.key_data(key)
+  )
+  np.testing.assert_array_equal(got, raw)
+  # Seeds belong to rows and heads: half of the batch draws what it drew.
+  half = attention(
+    q[1:], k[1:], v[1:], dropout_rate=0.25, dropout_rng=seeds[1:]
+  )
   np.testing.assert_allclose(half, got[1:], atol=1e-6)
 
 
@@ -155,6 +163,10 @@ def test_dropout_drops_by_key_and_keeps_the_mean(key):
     (dict(impl="flash"), "impl = 'flash'.*Known: xla"),
     (dict(dropout_rate=0.1), "needs dropout_rng"),
     (dict(dropout_rate=1.0), "not in"),
+    (
+      dict(dropout_rate=0.1, dropout_rng=np.zeros((2, 3), np.uint32)),
+      r"\(2, 3\).*\(2, 4\)",
+    ),
     (dict(bias=np.zeros((5, 6))), "does not broadcast"),
     (dict(bias=np.zeros((1, 3, 1, 1))), "does not broadcast"),
     (dict(mask=masks.KeyPadding(np.ones(3))), "KeyPadding.lengths"),

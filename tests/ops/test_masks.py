@@ -22,7 +22,9 @@ def truth(mask, b, q, k):
       return k < n
     case masks.Local(left, right):
       return q - left <= k <= q + right
-    case masks.KeyPadding(lengths):
+    case masks.Banded(width):
+      return k in range(q - width + 1, q + 1)
+    case masks.KeyPadding(lengths) | masks.PrefixLengths(lengths):
       return k < lengths[b]
     case masks.Segments(q_ids, kv_ids, pad_id):
       return q_ids[b][q] == kv_ids[b][k] and q_ids[b][q] != pad_id
@@ -49,7 +51,9 @@ leaves = st.one_of(
   st.builds(masks.Causal, st.integers(-3, 3)),
   st.builds(masks.Prefix, st.integers(0, S)),
   st.builds(masks.Local, st.integers(-1, 3), st.integers(-1, 3)),
+  st.builds(masks.Banded, st.integers(1, 4)),
   st.builds(masks.KeyPadding, ids(1, B).map(lambda x: x[0] * 3)),
+  st.builds(masks.PrefixLengths, ids(1, B).map(lambda x: x[0] * 3)),
   st.builds(masks.Segments, ids(B, T), ids(B, S), st.integers(0, 1)),
   st.builds(masks.Keys, ids(B, S)),
   st.builds(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mmjax.ops import masks
+from mmjax.ops import dropout, masks
 
 
 def attend(
@@ -16,13 +16,13 @@ def attend(
   scale: float,
   softcap: float | None,
   dropout_rate: float,
-  dropout_keys: jax.Array | None,
+  dropout_seeds: jax.Array | None,
 ) -> jax.Array:
   """Computes softmax(cap(scale q k') + bias, where mask) v.
 
   Scores and softmax are float32 whatever the inputs; the two products take
   the inputs' dtype and accumulate in float32. Arguments as in
-  `ops.attention.attention`, already checked; dropout_keys is [B N].
+  `ops.attention.attention`, already checked; dropout_seeds is [B N].
   """
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
@@ -52,10 +52,13 @@ def attend(
     scores = jnp.where(masks.dense(mask, T, S), scores, -jnp.inf)
   keep = None
   if dropout_rate > 0.0:
-    keep = jax.vmap(
-      jax.vmap(lambda key: jax.random.bernoulli(key, 1 - dropout_rate, (T, S)))
-    )(dropout_keys)
-    keep = jnp.where(keep, 1.0 / (1.0 - dropout_rate), 0.0)
+    kept = dropout.keep(
+      jnp.reshape(dropout_seeds, (B, N, 1, 1)),
+      jnp.arange(T).reshape(1, 1, T, 1),
+      jnp.arange(S).reshape(1, 1, 1, S),
+      dropout_rate,
+    )
+    keep = jnp.where(kept, 1.0 / (1.0 - dropout_rate), 0.0)
     keep = keep.reshape(B, K, G * T, S)
   out = _mix(scores.reshape(B, K, G * T, S), v_BKSH, keep)
   out = out.reshape(B, K, G, T, -1).transpose(0, 3, 1, 2, 4)

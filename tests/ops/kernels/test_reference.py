@@ -5,7 +5,7 @@ import numpy as np
 from mmjax.ops import masks
 from mmjax.ops.kernels import reference
 
-PLAIN = dict(bias=None, softcap=None, dropout_rate=0.0, dropout_keys=None)
+PLAIN = dict(bias=None, softcap=None, dropout_rate=0.0, dropout_seeds=None)
 
 
 def test_equals_the_library_of_jax(key):
