@@ -60,7 +60,7 @@ class BiT(nn.Module):
   act: str = "relu"
   epsilon: float = 1e-5
   standardise: float = 1e-8
-  scan: bool = True
+  scan: bool = False
   dtype: Any = jnp.float32
 
   @property
@@ -156,7 +156,7 @@ def build(
   act: str = "relu",
   epsilon: float = 1e-5,
   standardise: float = 1e-8,
-  scan: bool = True,
+  scan: bool = False,
   dtype: str = "float32",
 ) -> BiT:
   """Builds a BiT.
@@ -184,7 +184,8 @@ def build(
     epsilon: of the norms.
     standardise: epsilon of the standardised filters; 1e-10 in Google's
       releases, 1e-8 in the hub's.
-    scan: loop over the blocks of a stage instead of unrolling them.
+    scan: loop over the blocks of a stage instead of unrolling them, see
+      `layers.residual.Stage`.
     dtype: of the computation; parameters are float32.
 
   Raises:

@@ -80,7 +80,7 @@ class ClipResNet(nn.Module):
   heads: int
   epsilon: float = 1e-5
   momentum: float = 0.9
-  scan: bool = True
+  scan: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -140,7 +140,7 @@ def build(
   heads: int | None = None,
   epsilon: float = 1e-5,
   momentum: float = 0.9,
-  scan: bool = True,
+  scan: bool = False,
   dtype: str = "float32",
 ) -> ClipResNet:
   """Builds CLIP's ResNet.
@@ -154,7 +154,8 @@ def build(
     heads: N of the pool; None is one for each 64 channels.
     epsilon: of the norms.
     momentum: how much of the running statistics stays, each step.
-    scan: loop over the blocks of a stage instead of unrolling them.
+    scan: loop over the blocks of a stage instead of unrolling them, see
+      `layers.residual.Stage`.
     dtype: of the computation; parameters and statistics are float32.
 
   Raises:

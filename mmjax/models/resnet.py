@@ -46,6 +46,8 @@ class ResNet(nn.Module):
   widths: tuple[int, ...]
   inner: tuple[int | None, ...]
   stem: int
+  stem_kernel: int = 7
+  stem_pool: bool = True
   first_stride: int = 1
   stride_in: str = "second"
   num_classes: int | None = None
@@ -53,7 +55,7 @@ class ResNet(nn.Module):
   inner_act: str | None = None
   epsilon: float = 1e-5
   momentum: float = 0.9
-  scan: bool = True
+  scan: bool = False
   dtype: Any = jnp.float32
 
   @property
@@ -79,9 +81,10 @@ class ResNet(nn.Module):
     """
     norm: dict[str, Any] = dict(epsilon=self.epsilon, momentum=self.momentum)
     x = rules.constrain(normalised(image), "batch", None, None, None)
-    x = Conv(self.stem, 7, 2, dtype=self.dtype, name="stem")(x)
+    x = Conv(self.stem, self.stem_kernel, 2, dtype=self.dtype, name="stem")(x)
     x = batch_norm(train=train, dtype=self.dtype, name="stem_norm", **norm)(x)
-    x = max_pool(activation(self.act)(x))
+    x = activation(self.act)(x)
+    x = max_pool(x) if self.stem_pool else x
     block = nn.FrozenDict(
       stride_in=self.stride_in,
       act=self.act,
@@ -123,6 +126,8 @@ def build(
   block: str | None = None,
   depths: Sequence[int] | None = None,
   stem: int = 64,
+  stem_kernel: int = 7,
+  stem_pool: bool = True,
   widths: Sequence[int] | None = None,
   inner: Sequence[int] | None = None,
   first_stride: int = 1,
@@ -132,7 +137,7 @@ def build(
   inner_act: str | None = None,
   epsilon: float = 1e-5,
   momentum: float = 0.9,
-  scan: bool = True,
+  scan: bool = False,
   dtype: str = "float32",
 ) -> ResNet:
   """Builds a ResNet.
@@ -143,6 +148,8 @@ def build(
     block: "basic", two 3x3 convolutions, or "bottleneck", 1x1, 3x3, 1x1.
     depths: blocks of each stage.
     stem: channels of the first convolution.
+    stem_kernel: its side; 3 for small images.
+    stem_pool: halve the image once more after it; False for small images.
     widths: D of each stage; None doubles from that of the stem, four times it
       with bottlenecks.
     inner: channels within the bottlenecks of each stage; None is a quarter of
@@ -156,7 +163,8 @@ def build(
       `act`. The hub's are "relu" whatever its config says.
     epsilon: of the norms.
     momentum: how much of the running statistics stays, each step.
-    scan: loop over the blocks of a stage instead of unrolling them.
+    scan: loop over the blocks of a stage instead of unrolling them, see
+      `layers.residual.Stage`.
     dtype: of the computation; parameters and statistics are float32.
 
   Raises:
@@ -198,6 +206,8 @@ def build(
     widths_,
     inner_ or (None,) * len(depths_),
     stem,
+    stem_kernel=stem_kernel,
+    stem_pool=stem_pool,
     first_stride=first_stride,
     stride_in=stride_in,
     num_classes=num_classes,
