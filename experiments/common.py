@@ -62,6 +62,19 @@ def _read(key: str, text: str, default):
   return value
 
 
+def choose(word: str, name: str, options: dict):
+  """Returns the option of that name.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if name not in options:
+    raise ValueError(
+      f"argument {word}={name} is not known; known: {', '.join(options)}."
+    )
+  return options[name]
+
+
 def fold(text: str) -> int | str:
   """Returns the number of a test fold, or "dev" for tuning.
 
