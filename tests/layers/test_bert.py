@@ -21,8 +21,9 @@ def test_offset_positions_count_what_is_no_padding():
 def test_the_embedding_is_the_norm_of_three_rows(key, offset):
   embed = bert.TextEmbed(9, 6, 8, types=3, offset=offset)
   types = jnp.array([[0, 1, 2, 0], [2, 2, 0, 1]])
-  variables = nn.unbox(embed.init(key, TOKENS))
-  x, words = embed.apply(variables, TOKENS, types)
+  variables = nn.unbox(jax.jit(embed.init)(key, TOKENS))
+  apply = jax.jit(embed.apply)
+  x, words = apply(variables, TOKENS, types)
   p = {
     k: np.asarray(v["table"])
     for k, v in variables["params"].items()
@@ -38,8 +39,8 @@ def test_the_embedding_is_the_norm_of_three_rows(key, offset):
   np.testing.assert_array_equal(words, p["words"])
   # No types are types 0.
   np.testing.assert_array_equal(
-    embed.apply(variables, TOKENS)[0],
-    embed.apply(variables, TOKENS, 0 * types)[0],
+    apply(variables, TOKENS)[0],
+    apply(variables, TOKENS, 0 * types)[0],
   )
 
 
@@ -47,19 +48,19 @@ def test_positions_may_run_out(key):
   with pytest.raises(errors.InputError, match="length = 3"):
     bert.TextEmbed(9, 6, 3).init(key, TOKENS)
   # Rows 0 and 1 are no token's.
-  bert.TextEmbed(9, 6, 6, offset=1).init(key, TOKENS)
+  jax.eval_shape(bert.TextEmbed(9, 6, 6, offset=1).init, key, TOKENS)
   with pytest.raises(errors.InputError, match="4 tokens, but of the 5"):
     bert.TextEmbed(9, 6, 5, offset=1).init(key, TOKENS)
 
 
 def test_the_pooler_reads_the_first_token(key):
   x = jax.random.normal(key, (2, 3, 4))
-  y, variables = bert.Pooler().init_with_output(key, x)
+  y, variables = jax.jit(bert.Pooler().init_with_output)(key, x)
   p = nn.unbox(variables)["params"]["dense"]
   np.testing.assert_allclose(
     y, np.tanh(x[:, 0] @ p["kernel"] + p["bias"][None]), atol=1e-6
   )
-  moved = bert.Pooler().apply(variables, x.at[:, 1:].set(9.0))
+  moved = jax.jit(bert.Pooler().apply)(variables, x.at[:, 1:].set(9.0))
   np.testing.assert_array_equal(moved, y)
 
 
@@ -67,10 +68,10 @@ def test_words_are_predicted_by_their_table(key):
   x = jax.random.normal(key, (2, 3, 4))
   words = jax.random.normal(jax.random.key(1), (7, 4))
   head = bert.MaskedWords(act="relu")
-  variables = nn.unbox(head.init(key, x, words))
+  variables = nn.unbox(jax.jit(head.init)(key, x, words))
   p = variables["params"]
   p["bias"] = jnp.arange(7.0)
-  got = head.apply(variables, x, words)
+  got = jax.jit(head.apply)(variables, x, words)
   h = jax.nn.relu(x @ p["transform"]["dense"]["kernel"])
   h = h - h.mean(-1, keepdims=True)
   h = h / jnp.sqrt((h**2).mean(-1, keepdims=True) + 1e-12)

@@ -26,7 +26,7 @@ def test_block_adds_its_branches_in_order(key, order):
   for name in ("1", "2"):
     p[f"norm{name}"]["scale"] = 2 * jnp.ones(8)
     p[f"layer_scale{name}"] = jnp.full(8, 0.25)
-  got, cache = block.apply({"params": p}, x)
+  got, cache = jax.jit(block.apply)({"params": p}, x)
   assert cache is None
   want = x
   for branch in (np.arange(8.0), np.ones(8)):
@@ -51,7 +51,7 @@ def test_a_norm_can_end_the_branch_of_attention_but_not_the_mlps(key):
   p["norm1_after"]["scale"] = 2 * jnp.ones(8)
   p["mlp"]["down"]["bias"] = jnp.ones(8)
   branch = 2 * np.arange(8.0) / np.sqrt(np.square(np.arange(8.0)).mean() + 1e-6)
-  got, _ = block.apply({"params": p}, x)
+  got, _ = jax.jit(block.apply)({"params": p}, x)
   want = np.asarray(x) + branch + 1
   np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -73,25 +73,39 @@ def test_a_stack_with_a_cache_gives_what_the_whole_gives(key, depth, cycle):
     jax.jit(lambda k: stack.init(k, x, mask(positions, positions), **kw))(key)
   )
   assert ("block1" in variables["params"]["blocks"]) == (cycle == 2)
-  want = stack.apply(variables, x, mask(positions, positions), **kw)
+  apply = jax.jit(
+    lambda v, x: stack.apply(v, x, mask(positions, positions), **kw)
+  )
+  want = apply(variables, x)
   cache = make_cache(
     CROSS, depth, width=WIDTH, batch=2, slots=4, memory=3, dtype=jnp.float32
   )
-  for start, stop in ((0, 2), (2, 3), (3, 4)):
-    kv = jnp.where(positions < stop, positions, -1)
-    got, cache = stack.apply(
+
+  @jax.jit
+  def part(x, q, kv, memory, cache, slot):
+    return stack.apply(
       variables,
-      x[:, start:stop],
-      mask(positions[:, start:stop], kv),
-      memory=memory if start == 0 else None,
+      x,
+      mask(q, kv),
+      memory=memory,
       memory_mask=seen,
       cache=cache,
-      slot=start,
+      slot=slot,
+    )
+
+  for start, stop in ((0, 2), (2, 3), (3, 4)):
+    got, cache = part(
+      x[:, start:stop],
+      positions[:, start:stop],
+      jnp.where(positions < stop, positions, -1),
+      memory if start == 0 else None,
+      cache,
+      start,
     )
     np.testing.assert_allclose(got, want[:, start:stop], atol=1e-5)
   if cycle == 2:  # the band is seen
     alike = (masks.Positions(positions, positions),) * 2
-    other = stack.apply(variables, x, alike, **kw)
+    other = jax.jit(lambda v, x: stack.apply(v, x, alike, **kw))(variables, x)
     assert np.abs(other - want).max() > 1e-3
 
 

@@ -1,5 +1,7 @@
 """BERT's blocks over a memory, against their own equations in numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from mmjax.ops import masks
 SPEC = Spec(2, 12, act="relu", order="post", cross=True, epsilon=1e-5)
 
 
+@functools.cache
 def make():
   model = CrossBert(11, 7, SPEC, 8, 1)
   tokens = jnp.array([[1, 4, 9], [10, 2, 0]])
@@ -20,13 +23,13 @@ def make():
   def both(model, tokens, memory):
     return model.logits(model(tokens, masks.Causal(), memory=memory))
 
-  params = nn.unbox(model.init(jax.random.key(1), tokens, memory, method=both))[
-    "params"
-  ]
+  init = jax.jit(functools.partial(model.init, method=both))
+  params = nn.unbox(init(jax.random.key(1), tokens, memory))["params"]
   params = jax.tree.map(
     lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params
   )
-  got = model.apply({"params": params}, tokens, memory, method=both)
+  apply = jax.jit(functools.partial(model.apply, method=both))
+  got = apply({"params": params}, tokens, memory)
   return model, params, tokens, memory, got
 
 
@@ -72,12 +75,11 @@ def test_equations():
 
 def test_without_a_memory_there_is_no_cross_attention():
   model, params, tokens, memory, _ = make()
-  want = model.apply({"params": params}, tokens, None)
-  with_memory = model.apply({"params": params}, tokens, None, memory=memory)
+  apply = jax.jit(model.apply)
+  want = apply({"params": params}, tokens, None)
+  with_memory = apply({"params": params}, tokens, None, memory=memory)
   assert np.abs(want - with_memory).max() > 1e-2
   blocks = dict(params["blocks"]["blocks"])
   del blocks["cross"], blocks["norm_cross"]
   bare = {**params, "blocks": {"blocks": blocks}}
-  np.testing.assert_array_equal(
-    model.apply({"params": bare}, tokens, None), want
-  )
+  np.testing.assert_array_equal(apply({"params": bare}, tokens, None), want)

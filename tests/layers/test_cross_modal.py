@@ -26,11 +26,14 @@ def normal(x):
 def test_a_block_step_by_step(key, streams):
   block = CrossBlock(SPEC)
   variables = nn.unbox(jax.jit(block.init)(key, streams, (None, None)))
-  (text, regions), _ = block.apply(variables, streams, (None, None))
+  apply = jax.jit(block.apply)
+  (text, regions), _ = apply(variables, streams, (None, None))
   p = variables["params"]
 
+  attention = jax.jit(Attention(2).apply)
+
   def attend(name, x, y):
-    return Attention(2).apply({"params": p[name]}, x, y)
+    return attention({"params": p[name]}, x, y)
 
   def mlp(name, x):
     hidden = jax.nn.relu(x @ p[name]["up"]["kernel"])
@@ -49,10 +52,10 @@ def test_a_stack_is_its_blocks_one_by_one(key, streams):
   stack = CrossStack(SPEC, 2)
   variables = nn.unbox(jax.jit(stack.init)(key, *streams))
   leaves = variables["params"]["blocks"]
-  want = streams
+  want, block = streams, jax.jit(CrossBlock(SPEC).apply)
   for i in range(2):
     one = {"params": jax.tree.map(lambda x, i=i: x[i], leaves)}
-    want, _ = jax.jit(CrossBlock(SPEC).apply)(one, want, (None, None))
+    want, _ = block(one, want, (None, None))
 
   def loss(variables, **kw):
     text, regions = CrossStack(SPEC, 2, **kw).apply(variables, *streams)

@@ -32,11 +32,12 @@ def given(request, key):
 
 def test_padding_is_not_there_and_a_cache_changes_nothing(given):
   model, variables, tokens = given
-  whole = jax.jit(model.apply)(variables, tokens, MASK)
+  apply = jax.jit(model.apply)
+  whole = apply(variables, tokens, MASK)
   assert whole.shape == (3, 6, VOCAB)
   # Each row by itself, without padding.
   for row, first, stop in ((0, 0, 6), (1, 2, 6), (2, 1, 5)):
-    alone = model.apply(variables, tokens[row : row + 1, first:stop])
+    alone = apply(variables, tokens[row : row + 1, first:stop])
     np.testing.assert_allclose(whole[row, first:stop], alone[0], atol=1e-5)
   # The prompt of four tokens at once, then one by one.
   start = jax.jit(lambda *a: model.apply(*a, slots=9, method="start"))
@@ -91,14 +92,14 @@ def test_positions_may_be_given(key):
     model = MAKE(**KINDS[kind])
     variables = nn.unbox(jax.jit(model.init)(key, tokens))
     shifted = jnp.broadcast_to(jnp.arange(1, 6)[None], (2, 5))
-    plain = model.apply(variables, tokens)
-    moved = model.apply(variables, tokens, None, shifted)
+    apply = jax.jit(model.apply)
+    plain = apply(variables, tokens)
+    moved = apply(variables, tokens, None, shifted)
     change = np.abs(plain - moved).max()
     # Turned alike, products stay what they are; learned ones do not.
     assert change < 1e-4 if kind == "rotary" else change > 1e-2
-    _, state = model.apply(
-      variables, tokens, None, shifted, slots=7, method="start"
-    )
+    start = functools.partial(model.apply, slots=7, method="start")
+    _, state = jax.jit(start)(variables, tokens, None, shifted)
     np.testing.assert_array_equal(state.positions[0], np.arange(1, 8))
 
 
@@ -107,7 +108,8 @@ def test_a_band_ends_where_its_window_ends(key):
   tokens = jax.random.randint(key, (1, 6), 0, VOCAB)
   variables = nn.unbox(jax.jit(model.init)(key, tokens))
   moved = tokens.at[:, 0].set((tokens[:, 0] + 1) % VOCAB)
-  change = model.apply(variables, tokens) - model.apply(variables, moved)
+  apply = jax.jit(model.apply)
+  change = apply(variables, tokens) - apply(variables, moved)
   change = np.abs(change).max((0, 2))
   assert (change[:3] > 1e-3).all()
   np.testing.assert_allclose(change[3:], 0.0, atol=1e-6)
@@ -121,7 +123,7 @@ def test_rows_past_the_vocabulary_are_never_likely(key, tied):
   assert boxed["params"]["embedding"]["table"].names == ("vocab", "embed")
   variables = nn.unbox(boxed)
   assert variables["params"]["embedding"]["table"].shape == (32, 16)
-  got = padded.apply(variables, tokens)
+  got = jax.jit(padded.apply)(variables, tokens)
   assert got.dtype == jnp.float32 and got.shape == (1, 3, 32)
   assert (got[..., VOCAB:] < -1e29).all()
   plain = MAKE(tied=tied, dtype=jnp.bfloat16)
@@ -129,7 +131,7 @@ def test_rows_past_the_vocabulary_are_never_likely(key, tied):
   p["embedding"]["table"] = p["embedding"]["table"][:VOCAB]
   if not tied:
     p["head"] = p["head"][:, :VOCAB]
-  want = plain.apply({"params": p}, tokens)
+  want = jax.jit(plain.apply)({"params": p}, tokens)
   np.testing.assert_allclose(got[..., :VOCAB], want, atol=1e-5)
 
 
@@ -153,10 +155,12 @@ def test_each_dropout_acts_in_training_only(key, rate):
   model = MAKE(**{rate: 0.5})
   tokens = jnp.array([[1, 2, 3]])
   variables = nn.unbox(jax.jit(model.init)(key, tokens))
-  still = model.apply(variables, tokens)
-  drawn = model.apply(variables, tokens, train=True, rngs={"dropout": key})
+  apply = jax.jit(model.apply, static_argnames="train")
+  still = apply(variables, tokens)
+  drawn = apply(variables, tokens, train=True, rngs={"dropout": key})
   assert np.abs(still - drawn).max() > 1e-2
-  np.testing.assert_array_equal(still, MAKE().apply(variables, tokens))
+  plain = jax.jit(MAKE().apply)
+  np.testing.assert_array_equal(still, plain(variables, tokens))
 
 
 def test_more_slots_than_positions_are_refused(key):

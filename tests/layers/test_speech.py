@@ -44,7 +44,7 @@ def test_the_encoder_without_blocks_is_two_convolutions(frames):
   audio = np.random.default_rng(1).normal(size=(2, frames, 5))
   audio = audio.astype(np.float32)
   variables = drawn(encoder, audio)
-  got = encoder.apply(variables, audio)
+  got = jax.jit(encoder.apply)(variables, audio)
   p = variables["params"]
   for row, x in zip(got, audio, strict=True):
     for name, stride in (("conv1", 1), ("conv2", 2)):
@@ -60,7 +60,8 @@ def test_the_encoder_without_blocks_is_two_convolutions(frames):
 
 def test_positions_are_stored_sinusoids():
   encoder = Encoder(SPEC, mels=5, width=8, depth=1, audio_length=6)
-  variables = nn.unbox(encoder.init(jax.random.key(0), jnp.zeros((1, 4, 5))))
+  init = jax.jit(encoder.init)
+  variables = nn.unbox(init(jax.random.key(0), jnp.zeros((1, 4, 5))))
   np.testing.assert_array_equal(variables["params"]["posemb"], sincos1d(6, 8))
   keys = variables["params"]["layers"]["blocks"]["attention"]
   assert "bias" in keys["query"] and "bias" not in keys["key"]
@@ -68,7 +69,7 @@ def test_positions_are_stored_sinusoids():
 
 def test_features_that_do_not_fit_are_named():
   encoder = Encoder(SPEC, mels=5, width=8, depth=1, audio_length=6)
-  variables = encoder.init(jax.random.key(0), jnp.zeros((1, 4, 5)))
+  variables = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 4, 5)))
   with pytest.raises(errors.InputError, match=r"4 mel bins.*mels = 5"):
     encoder.apply(variables, jnp.zeros((1, 5, 4)))
   with pytest.raises(errors.InputError, match=r"13 frames.*12"):
@@ -113,9 +114,10 @@ def test_a_cache_begins_at_its_first_slot():
   memory = jnp.ones((1, 5, 8))
   tokens = jnp.array([[3, 1, 4]])
   variables = drawn(decoder, tokens, memory)
-  want, _ = decoder.apply(variables, tokens, memory)
+  apply = jax.jit(decoder.apply)
+  want, _ = apply(variables, tokens, memory)
   cache = make_cache(spec, 2, width=8, batch=1, slots=5, memory=5)
-  got, _, cache = decoder.apply(variables, tokens, memory, cache=cache)
+  got, _, cache = apply(variables, tokens, memory, cache=cache)
   np.testing.assert_allclose(got, want, atol=1e-5)
   assert np.abs(cache.own.k[:, :, :3]).min() > 0
   assert np.abs(cache.own.k[:, :, 3:]).max() == 0

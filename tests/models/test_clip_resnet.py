@@ -67,7 +67,7 @@ def test_training_moves_statistics_and_other_images_are_refused(key):
   ):
     assert np.abs(a - b).max() > 0
   with pytest.raises(errors.InputError, match="resize the image"):
-    model.apply(variables, image.swapaxes(1, 2))
+    jax.eval_shape(model.apply, variables, image.swapaxes(1, 2))
 
 
 def test_in_a_dual_encoder_it_has_the_joint_width():

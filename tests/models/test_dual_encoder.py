@@ -45,9 +45,10 @@ def test_temperature_is_a_logarithm_and_may_be_cut(built, inputs):
   kw = dict(dual_encoder.TINY, bias_init=None, temperature_max=100.0)
   model, (_, variables) = dual_encoder.build(**kw), built
   params = {k: v for k, v in variables["params"].items() if k != "b"}
+  apply = jax.jit(model.apply)
   for log_t, want in ((np.log(7.0), 7.0), (9.0, 100.0)):
     params["log_t"] = jnp.float32(log_t)
-    *_, scale = model.apply({"params": params}, None, inputs[1])
+    *_, scale = apply({"params": params}, None, inputs[1])
     np.testing.assert_allclose(scale, (want, 0.0), rtol=1e-6)
 
 
@@ -119,15 +120,14 @@ def test_patches_of_any_aspect_are_embedded_with_their_shapes():
   )
   patches = jax.random.normal(jax.random.key(0), (2, 6, 12))
   shapes = jnp.array([[2, 3], [1, 4]])
-  params = model.init(jax.random.key(1), patches, image_shapes=shapes)
-  got, text, _ = model.apply(params, patches, image_shapes=shapes)
+  init, apply = jax.jit(model.init), jax.jit(model.apply)
+  params = init(jax.random.key(1), patches, image_shapes=shapes)
+  got, text, _ = apply(params, patches, image_shapes=shapes)
   assert text is None
   changed = patches.at[1, 4:].set(9.0)  # padding
-  again, _, _ = model.apply(params, changed, image_shapes=shapes)
+  again, _, _ = apply(params, changed, image_shapes=shapes)
   np.testing.assert_allclose(got, again, atol=1e-6)
   mask = jnp.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]])
-  less, _, _ = model.apply(
-    params, patches, image_mask=mask, image_shapes=shapes
-  )
+  less, _, _ = apply(params, patches, image_mask=mask, image_shapes=shapes)
   assert np.abs(less - got)[0].max() > 1e-4
   np.testing.assert_allclose(less[1], got[1], atol=1e-6)

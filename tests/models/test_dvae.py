@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,12 @@ from mmjax.models import dvae
 
 def tiny(**kw):
   return dvae.build(**{**dvae.TINY, **kw})
+
+
+@functools.cache
+def run(method="__call__", **kw):
+  """Returns a method of the tiny model, compiled."""
+  return jax.jit(functools.partial(tiny(**kw).apply, method=method))
 
 
 def shapes(model, **inputs):
@@ -101,21 +109,20 @@ def test_gumbel_softmax_draws_the_softmax(key):
 
 
 def test_ids_and_one_hot_vectors_decode_alike(image, variables):
-  model = tiny()
-  ids = model.apply(variables, image, method="codes")
+  ids = run("codes")(variables, image)
   assert ids.shape == (2, 2, 3) and ids.dtype == jnp.int32
-  logits = model.apply(variables, image, method="encode")
+  logits = run("encode")(variables, image)
   np.testing.assert_array_equal(ids, np.argmax(logits, -1))
-  hard = model.apply(variables, ids, method="decode")
+  hard = run("decode")(variables, ids)
   assert hard.shape == (2, 16, 24, 6)
   one_hot = jax.nn.one_hot(ids, dvae.TINY["vocab_size"])
-  soft = model.apply(variables, one_hot, method="decode")
+  soft = run("decode")(variables, one_hot)
   np.testing.assert_allclose(hard, soft, atol=1e-5)
-  called, out = model.apply(variables, codes=ids)
+  called, out = run()(variables, codes=ids)
   np.testing.assert_array_equal(called, hard)
   assert out == {}
-  bad = jnp.full((1, 1, 1), dvae.TINY["vocab_size"])
-  assert np.isnan(model.apply(variables, bad, method="decode")).all()
+  bad = jnp.full(ids.shape, dvae.TINY["vocab_size"])
+  assert np.isnan(run("decode")(variables, bad)).all()
 
 
 def test_training_draws_codes_and_reaches_the_encoder(image, variables, key):
@@ -149,15 +156,16 @@ def test_uint8_is_mapped(image, variables):
   raw = jax.random.randint(jax.random.key(0), (1, 16, 8, 3), 0, 256)
   raw = raw.astype(jnp.uint8)
   floats = dvae.map_pixels(raw.astype(jnp.float32) / 255)
-  apply = jax.jit(lambda x: model.apply(variables, x, method="encode"))
-  np.testing.assert_allclose(apply(raw), apply(floats), atol=1e-5)
+  encode = run("encode")
+  got, want = encode(variables, raw), encode(variables, floats)
+  np.testing.assert_allclose(got, want, atol=1e-5)
   with pytest.raises(errors.InputError, match="image is int32"):
     model.apply(variables, raw.astype(jnp.int32))
 
 
 def test_gain_is_one_over_layers_squared(image, variables):
   """With gains near 0 the blocks vanish: only skips are left."""
-  far = tiny(gain_layers=10**6).apply(variables, image, method="encode")
+  far = run("encode", gain_layers=10**6)(variables, image)
   p = variables["params"]["encoder"]
   same = jax.tree.map(jnp.zeros_like, variables)
   same["params"]["encoder"] = {
@@ -169,11 +177,11 @@ def test_gain_is_one_over_layers_squared(image, variables):
     else module
     for name, module in p.items()
   }
-  skips = tiny().apply(same, image, method="encode")
+  skips = run("encode")(same, image)
   np.testing.assert_allclose(far, skips, atol=1e-5)
   # The default counts the blocks: 4 groups of TINY's one.
-  own = tiny().apply(variables, image, method="encode")
-  four = tiny(gain_layers=4).apply(variables, image, method="encode")
+  own = run("encode")(variables, image)
+  four = run("encode", gain_layers=4)(variables, image)
   np.testing.assert_array_equal(own, four)
   assert np.abs(own - far).max() > 1e-3
 
@@ -182,8 +190,8 @@ def test_halves_alone(image, variables):
   encoder = tiny(part="encoder")
   params = {"params": {"encoder": variables["params"]["encoder"]}}
   assert shapes(encoder, image=image)["params"].keys() == {"encoder"}
-  logits, out = encoder.apply(params, image)
-  want = tiny().apply(variables, image, method="encode")
+  logits, out = run(part="encoder")(params, image)
+  want = run("encode")(variables, image)
   np.testing.assert_array_equal(logits, want)
   np.testing.assert_array_equal(out["ids"], np.argmax(want, -1))
   with pytest.raises(errors.InputError, match="there is no decoder"):
@@ -197,8 +205,8 @@ def test_halves_alone(image, variables):
 
 
 def test_bfloat16_computes_float32_logits(image, variables):
-  exact = tiny().apply(variables, image, method="encode")
-  rough = tiny(dtype="bfloat16").apply(variables, image, method="encode")
+  exact = run("encode")(variables, image)
+  rough = run("encode", dtype="bfloat16")(variables, image)
   assert rough.dtype == jnp.float32
   difference = np.abs(rough - exact).max() / np.abs(exact).max()
   assert 1e-5 < difference < 0.05

@@ -1,5 +1,7 @@
 """NaFlex equals a ViT on whole images; padding and batches change nothing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,11 @@ def drawn(module, image):
   )
 
 
+@functools.cache
+def applied():
+  return jax.jit(make().apply)
+
+
 @pytest.fixture(scope="module")
 def square():
   image = jax.random.normal(jax.random.key(1), (2, 12, 12, 3))
@@ -40,8 +47,8 @@ def square():
 def test_a_square_image_is_read_as_by_a_vit(square):
   image, params = square
   vit = build.build("models", name="vit", **SIZES)
-  want, _ = vit.apply(params, image)
-  got, _ = make().apply(params, image)
+  want, _ = jax.jit(vit.apply)(params, image)
+  got, _ = applied()(params, image)
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -50,11 +57,11 @@ def test_padding_and_other_images_are_not_seen(square):
   rng = np.random.default_rng(0)
   patches = rng.normal(size=(2, 11, 48)).astype(np.float32)
   shapes = np.array([[2, 4], [5, 2]], np.int32)
-  got, _ = make().apply(params, patches, shapes=shapes)
+  got, _ = applied()(params, patches, shapes=shapes)
   for row, (h, w) in enumerate(shapes):
     alone = patches[row, : h * w].reshape(1, h, w, 4, 4, 3)
     image = alone.transpose(0, 1, 3, 2, 4, 5).reshape(1, h * 4, w * 4, 3)
-    want, _ = make().apply(params, image)
+    want, _ = applied()(params, image)
     np.testing.assert_allclose(got[row], want[0], atol=1e-5)
 
 
@@ -64,12 +71,12 @@ def test_a_mask_takes_patches_away(square):
   patches = patches.astype(np.float32)
   shapes = np.array([[2, 3]], np.int32)
   mask = np.array([[1, 1, 0, 1, 1, 1]])
-  got, _ = make().apply(params, patches, mask, shapes)
+  got, _ = applied()(params, patches, mask, shapes)
   changed = patches.copy()
   changed[0, 2] += 5.0
-  again, _ = make().apply(params, changed, mask, shapes)
+  again, _ = applied()(params, changed, mask, shapes)
   np.testing.assert_allclose(got, again, atol=1e-5)
-  whole, _ = make().apply(params, patches, None, shapes)
+  whole, _ = applied()(params, patches, np.ones_like(mask), shapes)
   assert np.abs(got - whole).max() > 1e-2
 
 

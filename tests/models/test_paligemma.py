@@ -1,5 +1,7 @@
 """PaliGemma: the published count, what sees what, what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,33 +31,38 @@ def tiny():
   return model, params, image, tokens
 
 
-def test_a_prompt_is_seen_whole_and_a_suffix_only_backwards(tiny):
-  model, params, image, tokens = tiny
-  suffix = np.array([[0, 0, 0, 1, 1, 1]] * 2)
-  apply = jax.jit(lambda t: model.apply(params, image, t, None, suffix)[0])
-  want = apply(tokens)
+SUFFIX = np.array([[0, 0, 0, 1, 1, 1]] * 2)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny):
+  """Returns a function of tokens: three are the prompt, three its suffix."""
+  model, params, image, _ = tiny
+  return jax.jit(lambda t: model.apply(params, image, t, None, SUFFIX)[0])
+
+
+def test_a_prompt_is_seen_whole_and_a_suffix_only_backwards(tiny, whole):
+  *_, tokens = tiny
+  want = whole(tokens)
   for place, first in ((2, 0), (4, 4)):
     changed = tokens.copy()
     changed[:, place] = 63 - changed[:, place]
-    moved = np.abs(apply(changed) - want).max((0, 2))
+    moved = np.abs(whole(changed) - want).max((0, 2))
     assert (moved[first:] > 1e-4).all()
     assert (moved[:first] < 1e-5).all()
 
 
-def test_padding_moves_nothing_and_steps_are_the_whole(tiny):
+def test_padding_moves_nothing_and_steps_are_the_whole(tiny, whole):
   model, params, image, tokens = tiny
-  suffix = np.array([[0, 0, 0, 1, 1, 1]] * 2)
-  want, _ = model.apply(params, image, tokens, None, suffix)
+  want = whole(tokens)
   prompt = np.pad(tokens[:, :3], ((0, 0), (2, 0)))
   mask = np.array([[0, 0, 1, 1, 1]] * 2)
-  got, state = model.apply(
-    params, prompt, slots=8, image=image, mask=mask, method="start"
-  )
+  start = functools.partial(model.apply, slots=8, method="start")
+  got, state = jax.jit(start)(params, prompt, image=image, mask=mask)
   np.testing.assert_allclose(got, want[:, 2], atol=1e-4)
+  step = jax.jit(functools.partial(model.apply, method="step"))
   for i in (3, 4, 5):
-    got, state = model.apply(
-      params, state, tokens[:, i : i + 1], jnp.int32(i + 2), method="step"
-    )
+    got, state = step(params, state, tokens[:, i : i + 1], jnp.int32(i + 2))
     np.testing.assert_allclose(got, want[:, i], atol=1e-4)
 
 

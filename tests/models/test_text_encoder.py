@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,18 @@ from mmjax.models import text_encoder
 TOKENS = jnp.array([[5, 6, 7, 0, 0, 0], [8, 0, 9, 63, 2, 1]])
 
 
-def run(key, **kw):
-  """Returns embeddings of TOKENS, and of TOKENS changed, per change."""
+@functools.cache
+def drawn(**kw):
+  """Returns variables of the tiny model; only the pool has its own."""
   model = text_encoder.build(**{**text_encoder.TINY, **kw})
-  variables = nn.unbox(jax.jit(model.init)(key, TOKENS))
-  apply = jax.jit(model.apply)
+  return nn.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS))
+
+
+@functools.cache
+def run(pool, **kw):
+  """Returns a function from tokens to embeddings."""
+  model = text_encoder.build(**{**text_encoder.TINY, "pool": pool, **kw})
+  apply, variables = jax.jit(model.apply), drawn(pool=pool)
   return lambda tokens: np.asarray(apply(variables, tokens))
 
 
@@ -35,42 +44,42 @@ def test_lengths_end_at_the_last_token():
 
 
 @pytest.mark.parametrize("pool", text_encoder.POOLS)
-def test_padding_is_not_read(key, pool):
-  embed = run(key, pool=pool)
+def test_padding_is_not_read(pool):
+  embed = run(pool)
   y = embed(TOKENS)
   assert y.shape == (2, 32)
   # Fewer padding tokens, same text.
   np.testing.assert_allclose(embed(TOKENS[:1, :4])[0], y[0], atol=1e-5)
   # Negative control: with padding in sight it does matter, but to the pool
   # that reads an early token of a causal model.
-  seen = run(key, pool=pool, mask_pad=False)
+  seen = run(pool, mask_pad=False)
   assert np.abs(seen(TOKENS[:1, :4])[0] - seen(TOKENS)[0]).max() > 1e-4
 
 
-def test_causal_reads_only_what_came_before(key):
+def test_causal_reads_only_what_came_before():
   moved = TOKENS.at[1, 4].set(33)
   for causal in (False, True):
     # Read at id 63, the greatest, place 3: before the change.
-    embed = run(key, pool="eot", causal=causal)
+    embed = run("eot", causal=causal)
     same = np.abs(embed(TOKENS)[1] - embed(moved)[1]).max() < 1e-6
     assert same == causal
 
 
-def test_eot_at_its_first_place(key):
-  embed = run(key, pool="eot", causal=True, eot_id=9)
+def test_eot_at_its_first_place():
+  embed = run("eot", causal=True, eot_id=9)
   moved = TOKENS.at[1, 3].set(9)  # a second one, later
   np.testing.assert_allclose(embed(TOKENS)[1], embed(moved)[1], atol=1e-6)
 
 
-def test_last_is_the_very_last_without_mask_pad(key):
-  embed = run(key, pool="last", mask_pad=False, causal=True)
+def test_last_is_the_very_last_without_mask_pad():
+  embed = run("last", mask_pad=False, causal=True)
   moved = TOKENS.at[0, 5].set(9)
   assert np.abs(embed(TOKENS)[0] - embed(moved)[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("pool", ["last", "map"])
-def test_epsilon_reaches_every_norm(key, pool):
-  embeddings = [run(key, pool=pool, epsilon=e)(TOKENS) for e in (1e-6, 1e9)]
+def test_epsilon_reaches_every_norm(pool):
+  embeddings = [run(pool, epsilon=e)(TOKENS) for e in (1e-6, 1e9)]
   # So large a one leaves nothing but biases, which are 0 at the start, and in
   # the pooling head a norm more.
   assert np.abs(embeddings[0]).max() > 1e-2
@@ -95,11 +104,11 @@ def test_norm_pooled_comes_after_the_pool(key):
     **text_encoder.TINY | dict(depth=0, pool="mean", norm_pooled=True)
   )
   tokens = jnp.array([[3, 5, 0, 0]])
-  variables = nn.unbox(model.init(key, tokens))
+  variables = nn.unbox(jax.jit(model.init)(key, tokens))
   p = variables["params"]
   p["posemb"]["table"] = jnp.zeros_like(p["posemb"]["table"])
   p["embedding"]["table"] = p["embedding"]["table"].at[5].set(0.0)
   x = np.asarray(p["embedding"]["table"][3])
   want = (x - x.mean()) / x.std()
-  got = model.apply(variables, tokens)[0]
+  got = jax.jit(model.apply)(variables, tokens)[0]
   np.testing.assert_allclose(got, want, rtol=1e-2)

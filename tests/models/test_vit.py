@@ -83,7 +83,7 @@ def test_learned_positions_are_for_one_grid_sincos_for_any(key):
   variables = nn.unbox(jax.jit(model.init)(key, image))
   turned = image.swapaxes(1, 2)
   with pytest.raises(errors.InputError, match=r"\(2, 4\).*\(4, 2\)"):
-    model.apply(variables, turned)
+    jax.eval_shape(model.apply, variables, turned)
   model = vit.build("mu/4", posemb="sincos2d")
   variables = nn.unbox(jax.jit(model.init)(key, image))
   y, _ = jax.jit(model.apply)(variables, turned)
@@ -114,7 +114,8 @@ def test_crop_reads_whole_patches_only(key):
     vit.build("mu/4").init(key, image)
   model = vit.build("mu/4", crop=True)
   (y, _), variables = jax.jit(model.init_with_output)(key, image)
-  whole, _ = vit.build("mu/4").apply(nn.unbox(variables), image[:, :8, :8])
+  apply = jax.jit(vit.build("mu/4").apply)
+  whole, _ = apply(nn.unbox(variables), image[:, :8, :8])
   np.testing.assert_allclose(y, whole, atol=1e-5)
 
 

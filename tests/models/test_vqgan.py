@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,13 @@ from mmjax.models import vqgan
 
 def tiny(**kw):
   return vqgan.build(**{**vqgan.TINY, **kw})
+
+
+@functools.cache
+def run(method="__call__", **kw):
+  """Returns a method of the tiny model, compiled."""
+  apply = functools.partial(tiny(**kw).apply, method=method)
+  return jax.jit(apply, static_argnames="train", static_argnums=2)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +38,7 @@ def variables(image):
 
 @pytest.fixture(scope="module")
 def called(image, variables):
-  return jax.jit(tiny().apply)(variables, image)
+  return run()(variables, image)
 
 
 def conv(size, given, made):
@@ -77,7 +86,7 @@ def test_published_parameter_counts(variant, codes, published):
 
 
 def test_ids_are_the_nearest_by_brute_force(image, variables, called):
-  z = tiny().apply(variables, image, False, method="_vectors")
+  z = run("_vectors")(variables, image, False)
   table = np.float64(variables["params"]["codebook"]["table"])
   far = ((np.float64(z)[..., None, :] - table) ** 2).sum(-1)
   _, out = called
@@ -92,18 +101,17 @@ def test_ids_are_the_nearest_by_brute_force(image, variables, called):
 def test_encode_then_decode_is_the_call(image, variables, called):
   y, out = called
   assert y.shape == image.shape
-  encode = jax.jit(lambda x: tiny().apply(variables, x, method="encode"))
-  ids, quantised = encode(image)
+  ids, quantised = run("encode")(variables, image)
   assert ids.shape == (2, 4, 3) and ids.dtype == jnp.int32
   np.testing.assert_array_equal(ids, out["ids"])
   for codes in (ids, quantised):
-    again = tiny().apply(variables, codes, method="decode")
+    again = run("decode")(variables, codes)
     np.testing.assert_allclose(again, y, atol=1e-4)
-  also, rest = tiny().apply(variables, codes=ids)
+  also, rest = run()(variables, codes=ids)
   np.testing.assert_allclose(also, y, atol=1e-4)
   assert rest == {}
-  bad = jnp.full((1, 1, 1), vqgan.TINY["codes"])
-  assert np.isnan(tiny().apply(variables, codes=bad)[0]).all()
+  bad = jnp.full(ids.shape, vqgan.TINY["codes"])
+  assert np.isnan(run()(variables, codes=bad)[0]).all()
 
 
 def test_who_moves_by_which_loss(image, variables):
@@ -150,19 +158,18 @@ def test_attention_only_where_asked(image):
 def test_uint8_is_brought_to_minus_one_to_one(variables, key):
   raw = jax.random.randint(key, (1, 4, 4, 3), 0, 256).astype(jnp.uint8)
   floats = raw.astype(jnp.float32) / 127.5 - 1
-  vectors = jax.jit(
-    lambda x: tiny().apply(variables, x, False, method="_vectors")
-  )
-  np.testing.assert_allclose(vectors(raw), vectors(floats), atol=1e-5)
+  vectors = run("_vectors")
+  got, want = (vectors(variables, x, False) for x in (raw, floats))
+  np.testing.assert_allclose(got, want, atol=1e-5)
   with pytest.raises(errors.InputError, match="image is int32"):
     tiny().apply(variables, raw.astype(jnp.int32))
 
 
 def test_dropout_acts_in_training_only(image, variables, key, called):
-  model = tiny(dropout=0.3)
-  still, _ = model.apply(variables, image)
+  model = run(dropout=0.3)
+  still, _ = model(variables, image)
   np.testing.assert_allclose(still, called[0], atol=1e-5)
-  y, _ = model.apply(variables, image, train=True, rngs={"dropout": key})
+  y, _ = model(variables, image, train=True, rngs={"dropout": key})
   assert np.abs(y - still).max() > 1e-2
 
 
