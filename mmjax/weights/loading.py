@@ -5,6 +5,7 @@ the model it names, and moves tensor after tensor to where it lives. `export`
 goes the same way back.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -116,11 +117,14 @@ def recognise(checkpoint: files.Checkpoint) -> Recipe:
 
 def _declared(model: nn.Module, recipe: Recipe) -> Any:
   """Returns the model's variables as boxed shapes."""
+  return _traced(model, tuple(recipe.inputs.items()))
 
+
+@functools.lru_cache(maxsize=8)  # tracing is what takes time with small models
+def _traced(model: nn.Module, inputs: tuple[tuple[str, Any], ...]) -> Any:
   def init():
     example: Any = {
-      name: jnp.zeros(shape, kind)
-      for name, (shape, kind) in recipe.inputs.items()
+      name: jnp.zeros(shape, kind) for name, (shape, kind) in inputs
     }
     return model.init(jax.random.key(0), **example)
 
