@@ -1,9 +1,8 @@
 """Preprocessing as a string: "decode|resize(224)|keep('image')".
 
 Operations are the public functions of `image_ops`, `hub_image_ops`,
-`text_ops`, `audio_ops` and the two at the end of this file. The string is read
-by `ast` and never evaluated;
-arguments are literals.
+`hub_aspect_ops`, `text_ops`, `prompt_ops`, `audio_ops` and the two at the end of this file. The
+string is read by `ast` and never evaluated; arguments are literals.
 """
 
 import ast
@@ -15,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from mmjax import errors
-from mmjax.data import audio_ops, hub_image_ops, image_ops, text_ops
+from mmjax.data import (
+  audio_ops,
+  hub_aspect_ops,
+  hub_image_ops,
+  image_ops,
+  prompt_ops,
+  text_ops,
+)
 from mmjax.typing import Example
 
 Op = Callable[[Example, np.random.Generator], Example]
@@ -68,7 +74,9 @@ def operations() -> dict[str, Callable[..., Op]]:
   return {
     **_public(image_ops),
     **_public(hub_image_ops),
+    **_public(hub_aspect_ops),
     **_public(text_ops),
+    **_public(prompt_ops),
     **_public(audio_ops),
     "keep": keep,
     "rename": rename,

@@ -1,121 +1,17 @@
 """How a checkpoint's inputs are prepared, from the files beside its weights.
 
-`preprocessor_config.json` (or the "image_processor" of `processor_config.json`)
-becomes a spec of the operations of `data/hub_image_ops.py`. Nothing is left
-out: a field or value that they do not follow is refused by name.
+Each input that has such files gets a spec of the operations of `data/`:
+`image_front.py` reads `preprocessor_config.json` (or the "image_processor" of
+`processor_config.json`), `data/hub_tokenizers.py` the tokenizer.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from mmjax import errors
+from mmjax.weights import image_front
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
-
-CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
-HALF = [0.5, 0.5, 0.5]
-
-# Numbers that Pillow gives its filters.
-METHODS = {
-  0: "nearest",
-  1: "lanczos",
-  2: "bilinear",
-  3: "bicubic",
-  4: "box",
-  5: "hamming",
-}
-# What each class does if the file does not say otherwise; `square` is what a
-# size of one number means.
-_ALL = dict(do_resize=True, do_rescale=True, do_normalize=True, resample=3)
-CLASSES: dict[str, dict[str, Any]] = {
-  "CLIPImageProcessor": dict(
-    size={"shortest_edge": 224},
-    square=False,
-    do_center_crop=True,
-    crop_size=224,
-    image_mean=CLIP_MEAN,
-    image_std=CLIP_STD,
-  ),
-  "SiglipImageProcessor": dict(
-    size=[224, 224], square=False, image_mean=HALF, image_std=HALF
-  ),
-  "ViTImageProcessor": dict(
-    size=224, resample=2, image_mean=HALF, image_std=HALF
-  ),
-  "BlipImageProcessor": dict(
-    size=384,
-    image_mean=CLIP_MEAN,
-    image_std=CLIP_STD,
-    size_divisor=None,  # in its files, but nothing reads it
-  ),
-  "DeiTImageProcessor": dict(
-    size=256,
-    do_center_crop=True,
-    crop_size=224,
-    image_mean=HALF,
-    image_std=HALF,
-  ),
-  "BitImageProcessor": dict(
-    size={"shortest_edge": 224},
-    square=False,
-    do_center_crop=True,
-    crop_size=224,
-    image_mean=CLIP_MEAN,
-    image_std=CLIP_STD,
-  ),
-  "ConvNextImageProcessor": dict(
-    size={"shortest_edge": 384},
-    square=False,
-    crop_pct=224 / 256,
-    image_mean=HALF,
-    image_std=HALF,
-  ),
-}
-# The class of files that name none, by model_type.
-OF_MODELS = {
-  "bit": "BitImageProcessor",
-  "blip": "BlipImageProcessor",
-  "clip": "CLIPImageProcessor",
-  "convnext": "ConvNextImageProcessor",
-  "deit": "DeiTImageProcessor",
-  "dinov2": "BitImageProcessor",
-  "dinov2_with_registers": "BitImageProcessor",
-  "paligemma": "SiglipImageProcessor",
-  "resnet": "ConvNextImageProcessor",
-  "siglip": "SiglipImageProcessor",
-  "vit": "ViTImageProcessor",
-}
-# Fields that say how arrays are handed over, or nothing.
-_NEUTRAL = {
-  "_valid_processor_keys",
-  "data_format",
-  "default_to_square",
-  "device",
-  "disable_grouping",
-  "do_convert_rgb",  # ours are RGB always
-  "feature_extractor_type",
-  "image_processor_type",
-  "image_seq_length",
-  "input_data_format",
-  "processor_class",
-  "return_tensors",
-}
-_FIELDS = {
-  *_ALL,
-  "do_pad",
-  "crop_size",
-  "do_center_crop",
-  "image_mean",
-  "image_std",
-  "rescale_factor",
-  "size",
-}
-# After these there is nothing to pad.
-_OF_ONE_SIZE = ("crop_or_pad", "resize_pillow")
-# From this size on ConvNext's processor crops nothing.
-_WARPED = 384
 
 
 def complete(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
@@ -127,8 +23,10 @@ def complete(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
   tokenizers = dict(recipe.tokenizers)
   if "image" in recipe.inputs and "image" not in specs:
     try:
-      specs["image"] = image(
-        checkpoint.preprocessor, checkpoint.config.get("model_type", "")
+      specs["image"] = image_front.image(
+        checkpoint.preprocessor,
+        checkpoint.config.get("model_type", ""),
+        recipe.inputs,
       )
     except errors.InputError as e:
       missing.setdefault("image", str(e))
@@ -137,10 +35,18 @@ def complete(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
       tokenizers[key] = {"kind": "hub", "path": str(checkpoint.path)}
       specs[key] = (
         f"tokenize_as_trained({key!r}, {key!r}, length={length}"
-        f"{_vocabulary(recipe, key)})|keep({key!r})"
+        f"{_vocabulary(recipe, key)}{_mask(recipe, key)}"
       )
+  for key, suffix in recipe.prompts.items():
+    if key not in specs and checkpoint.path.is_dir():
+      tokenizers[key] = {"kind": "hub", "path": str(checkpoint.path)}
+      specs[key] = (
+        f"prompt_as_trained({key!r}, {key!r}, suffix={suffix!r}"
+        f"{_vocabulary(recipe, key)})"
+      )
+  with_image = image_front.of_patches(recipe.inputs).values()
   for key in recipe.inputs:
-    if key not in specs:
+    if key not in specs and key not in with_image:
       missing.setdefault(
         key, f"mmjax has no operations that prepare {key} for {recipe.table}."
       )
@@ -155,10 +61,18 @@ def complete(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
 
 def _vocabulary(recipe: Recipe, key: str) -> str:
   """Returns the argument with the size of the model's, where it says it."""
-  part = recipe.model.get(key)
+  part = recipe.model.get("language" if key in recipe.prompts else key)
   model = part if isinstance(part, Mapping) else recipe.model
   size = model.get("vocab_size")
   return "" if size is None else f", vocab_size={size}"
+
+
+def _mask(recipe: Recipe, key: str) -> str:
+  """Returns the end of a text's spec, which keeps a mask where it is needed."""
+  if key not in recipe.masks:
+    return f")|keep({key!r})"
+  mask = recipe.masks[key]
+  return f", mask={mask!r})|keep({key!r}, {mask!r})"
 
 
 def _way_out(reason: str, recipe: Recipe, key: str) -> str:
@@ -170,120 +84,3 @@ def _way_out(reason: str, recipe: Recipe, key: str) -> str:
     f"{reason} Or give arrays to the model yourself: {key} = {dtype} [B {axes}], "
     "as the model's card says."
   )
-
-
-def image(preprocessor: Mapping[str, Any], model_type: str = "") -> str:
-  """Returns the spec that does what a preprocessor_config.json says.
-
-  Args:
-    preprocessor: what the file says.
-    model_type: of config.json, for files that name no class.
-
-  Raises:
-    InputError: there is no file, or a class, field or value in it that our
-      operations do not follow.
-  """
-  if not preprocessor:
-    raise errors.InputError(
-      "there is no preprocessor_config.json beside the weights; fetch it."
-    )
-  kind = _class(preprocessor, model_type)
-  # In the reference null stands for what the class does.
-  said = {k: v for k, v in preprocessor.items() if v is not None}
-  known = {*_FIELDS, *_NEUTRAL, *CLASSES[kind]} - {"square"}
-  for name, value in said.items():
-    if name not in known and value is not False:
-      raise errors.InputError(
-        f"preprocessor_config.json {name} = {value!r}: no operation of ours "
-        f"does that for {kind}; known fields: {', '.join(sorted(_FIELDS))}."
-      )
-  chosen: dict[str, Any] = {**_ALL, **CLASSES[kind], **said}
-  square = said.get("default_to_square", chosen.pop("square", True))
-  steps = ["open_rgb"]
-  if chosen["do_resize"]:
-    steps += _resize(chosen, square, kind)
-  if chosen.get("do_center_crop", False):
-    steps.append(f"crop_or_pad({_size('crop_size', chosen, True)})")
-  if chosen.get("do_pad", False) and not steps[-1].startswith(_OF_ONE_SIZE):
-    raise errors.InputError(
-      "preprocessor_config.json do_pad = True: images of several sizes would "
-      "be padded to the largest of a batch, which no operation of ours does; "
-      "give size a height and a width."
-    )
-  steps.append(_normalise(chosen))
-  return "|".join([*steps, "keep('image')"])
-
-
-def _class(preprocessor: Mapping[str, Any], model_type: str) -> str:
-  said = preprocessor.get("image_processor_type") or preprocessor.get(
-    "feature_extractor_type"
-  )
-  if said is None:
-    if model_type not in OF_MODELS:
-      raise errors.InputError(
-        "preprocessor_config.json image_processor_type is not there, and of "
-        f"model_type = {model_type!r} mmjax does not know it; add it. Known: "
-        f"{', '.join(CLASSES)}."
-      )
-    return OF_MODELS[model_type]
-  name = str(said).removesuffix("Fast").removesuffix("Pil")
-  name = name.replace("FeatureExtractor", "ImageProcessor")
-  if name not in CLASSES:
-    raise errors.unknown(
-      "preprocessor_config.json image_processor_type", said, CLASSES
-    )
-  return name
-
-
-def _resize(chosen: Mapping[str, Any], square: bool, kind: str) -> list[str]:
-  if chosen["resample"] not in METHODS:
-    raise errors.unknown(
-      "preprocessor_config.json resample", chosen["resample"], map(str, METHODS)
-    )
-  method = METHODS[chosen["resample"]]
-  size = _size("size", chosen, square)
-  if kind != "ConvNextImageProcessor":
-    op = "resize_small_pillow" if isinstance(size, int) else "resize_pillow"
-    return [f"{op}({size}, {method!r})"]
-  if not isinstance(size, int):
-    raise _no_size("size", chosen["size"], "{'shortest_edge': n}")
-  if size >= _WARPED:
-    return [f"resize_pillow({size}, {method!r})"]
-  larger = int(size / chosen["crop_pct"])
-  return [f"resize_small_pillow({larger}, {method!r})", f"crop_or_pad({size})"]
-
-
-def _size(
-  field: str, chosen: Mapping[str, Any], square: bool
-) -> int | tuple[int, int]:
-  """Returns (rows, columns), or an int, the length of the shorter side."""
-  size = chosen.get(field)
-  if isinstance(size, int):
-    return (size, size) if square else size
-  if isinstance(size, list | tuple) and len(size) == 2:
-    return (size[0], size[1])
-  if isinstance(size, Mapping):
-    sides = {k: v for k, v in size.items() if v is not None}
-    if sides.keys() == {"height", "width"}:
-      return (sides["height"], sides["width"])
-    if sides.keys() == {"shortest_edge"} and field == "size":
-      return sides["shortest_edge"]
-  raise _no_size(field, size, "{'height': n, 'width': n}")
-
-
-def _no_size(field: str, size: Any, example: str) -> errors.InputError:
-  return errors.InputError(
-    f"preprocessor_config.json {field} = {size!r}: no operation of ours makes "
-    f"images of that size; it may be {example}."
-  )
-
-
-def _normalise(chosen: Mapping[str, Any]) -> str:
-  mean, std = 0.0, 1.0
-  if chosen["do_normalize"]:
-    mean, std = chosen["image_mean"], chosen["image_std"]
-  factor = chosen.get("rescale_factor", 1 / 255)
-  if not chosen["do_rescale"]:
-    factor = 1.0
-  more = "" if factor == 1 / 255 else f", {factor!r}"
-  return f"normalise({mean!r}, {std!r}{more})"

@@ -46,7 +46,10 @@ class Loaded(NamedTuple):
     """Turns images and texts into the model's arguments."""
     recipe = self.recipe
     return Preprocess.build(
-      recipe.preprocess, recipe.tokenizers, recipe.missing
+      recipe.preprocess,
+      recipe.tokenizers,
+      recipe.missing,
+      {suffix: prompt for prompt, suffix in recipe.prompts.items()},
     )
 
 

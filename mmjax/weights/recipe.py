@@ -24,6 +24,9 @@ class Recipe:
     preprocess: spec for each input, see `data/preprocess.py`. Tables need not
       give it: `front_ends.complete` reads it from the checkpoint's files.
     texts: for each input of token ids how many a text has at most.
+    masks: for those whose padding the model cannot see by itself, the argument
+      that says what is none.
+    prompts: for each input of PaliGemma's prompts the argument of the suffix.
     tokenizers: for `preprocess`, keywords of `data.tokenizers.build` by name.
     missing: for inputs without a spec, why there is none.
     ignore: regular expressions of names of theirs that hold nothing: buffers,
@@ -37,6 +40,8 @@ class Recipe:
   config: Mapping[str, Any]
   preprocess: Mapping[str, str] = dataclasses.field(default_factory=dict)
   texts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  masks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
   tokenizers: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmjax import errors
 from mmjax.data import hub_image_ops, image_ops, preprocess
-from mmjax.weights import front_ends
+from mmjax.weights import image_front
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "front" / "images.npz"
 with np.load(GOLDEN) as file:
@@ -36,7 +36,7 @@ def recorded(name):
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_equals_the_reference(number):
   case = CASES[number]
-  function = preprocess.parse(front_ends.image(case["config"]))
+  function = preprocess.parse(image_front.image(case["config"]))
   stride = case["stride"]
   for name in case["inputs"]:
     want = RECORDED[f"output/{number}/{name}"]

@@ -70,6 +70,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       *rename.under("language/", words, gemma.rules(language)),
     ],
     config=config,
+    prompts={"tokens": "suffix"},
     ignore=(
       r"\.position_ids$",
       r"rotary_emb\.inv_freq$",

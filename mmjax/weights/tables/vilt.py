@@ -98,6 +98,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     rules=rules,
     config=checkpoint.config,
     texts={"tokens": config["max_position_embeddings"]},
+    masks={"tokens": "mask"},
     ignore=(
       r"text_embeddings\.(position_ids|token_type_ids)$",
       r"^mlm_score\.decoder\.(weight|bias)$",  # copies of tied weights
