@@ -12,7 +12,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMOKE = f"{ROOT}/experiments/emoji/siglip.py:smoke"
 
 
-def test_newest_checkpoint_gives_the_numbers_of_the_training(tmp_path, capsys):
+def test_newest_checkpoint_gives_the_numbers_of_the_training(
+  tmp_path, capsys, one_device
+):
   workdir, out = tmp_path / "run", tmp_path / "found.json"
   assert cli.main(["train", "--config", SMOKE, "--workdir", str(workdir)]) == 0
   rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
