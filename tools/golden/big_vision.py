@@ -1,4 +1,4 @@
-"""ViT, SigLIP and LiT of big_vision, computed by its own code.
+"""ViT, SigLIP, NaFlex and LiT of big_vision, computed by its own code.
 
 It is no package. Fetch github google-research/big_vision (0127fb6), name its
 folder in BIG_VISION, and run this where JAX, Flax and SciPy are, not PyTorch:
@@ -17,6 +17,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+from golden.siglip2 import IDS, SHAPES
 from make_golden import images, save
 
 
@@ -60,6 +61,7 @@ def nested(tensors: dict[str, Any], prefix: str = "params/") -> dict[str, Any]:
 
 def make() -> None:
   """Records the cases."""
+  _naflex()
   towers = models("proj.image_text.two_towers")
   vit = models("vit")
   sizes = dict(width=24, depth=2, mlp_dim=40, num_heads=3)
@@ -120,4 +122,44 @@ def make() -> None:
       "1/pre_logits": out["pre_logits"],
       "1/tokens": out["encoded"],
     },
+  )
+
+
+def _naflex() -> None:
+  """Images of a batch have grids larger and smaller than the learned one."""
+  model = models("proj.image_text.two_towers").Model(
+    image=dict(
+      width=24,
+      depth=2,
+      mlp_dim=40,
+      num_heads=3,
+      pool_type="map",
+      nposemb=5,
+      scan=True,
+    ),
+    text=dict(
+      width=16, depth=2, mlp_dim=36, num_heads=4, vocab_size=50, scan=True
+    ),
+    image_model="proj.image_text.naflex_vit",
+    out_dim=(None, 24),
+    temperature_init=10.0,
+    bias_init=-10.0,
+  )
+  patches = images((4, 21, 48), seed=44)
+  mask = (np.arange(21) < SHAPES.prod(1)[:, None]).astype(np.int32)
+  place, columns = np.arange(21)[None], SHAPES[:, 1:]
+  given = (patches, mask, mask * (place // columns), mask * (place % columns))
+  tensors = drawn(model, given, IDS)
+  image_BD, text_BD, out = model.apply(nested(tensors), given, IDS)
+  save(
+    "big_vision_naflex",
+    {},
+    tensors,
+    {
+      "image": patches,
+      "image_mask": mask,
+      "image_shapes": SHAPES,
+      "text": IDS,
+    },
+    {"0": image_BD, "1": text_BD, "2/0": out["t"][0], "2/1": out["b"][0]},
   )

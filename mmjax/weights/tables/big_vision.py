@@ -7,6 +7,8 @@ them may stand an optimiser's, "opt/". Blocks are tensors each,
 [depth ...], of models that were trained with a scan. Kernels are laid out as
 ours; the GELU is the one with tanh, the norms' epsilon 1e-6.
 
+Where patches are embedded by a matrix, the image encoder is SigLIP 2's NaFlex.
+
 Two towers have `img/`, `txt/`, the logarithm of the temperature `t` [1] and,
 in SigLIP, the bias `b` [1]. What the names cannot say, at which token a text
 without SigLIP's bias is read, stands in a config.json beside the file:
@@ -16,7 +18,6 @@ Files of before 2022 with `posembed_input` are those of `vit`.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from mmjax import errors
@@ -24,17 +25,17 @@ from mmjax.weights import rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
+from mmjax.weights.tables import big_vision_layers as layers
 from mmjax.weights.tables import hub
 
-Shapes = Mapping[str, tuple[int, ...]]
+Inputs = dict[str, tuple[tuple[int, ...], str]]
 
 # Their name of a text's pool -> ours.
 TEXT_POOLS = {"last": "last", "first": "cls", "mean": "mean", "gap": "mean"}
-# The state of training.
-IGNORE = (r"^opt/", r"^extra/")
+# Of Gemma and PaliGemma, which are `big_vision_gemma`'s.
+GEMMA = "embedder/input_embedding"
 # What an encoder without positions is declared with: any grid fits.
 _SIDE = 14
-_NORM = "LayerNorm_0/scale"
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -46,6 +47,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   """
   shapes = checkpoint.shapes
   for root in ("params/", ""):
+    if f"{root}llm/{GEMMA}" in shapes:
+      return None
     if f"{root}img/Transformer/encoder_norm/scale" in shapes:
       return _two_towers(checkpoint, root)
     end = f"{root}Transformer/"
@@ -58,17 +61,26 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
 
 def _image(checkpoint: Checkpoint, root: str) -> Recipe:
   shapes = checkpoint.shapes
-  model, given, rules = image(checkpoint, root)
+  model, inputs, rules = image(checkpoint, root)
   head = shapes.get(f"{root}head/kernel")
-  if head is not None:
-    rules += dense("head", f"{root}head")
+  if head is not None and model["name"] == "vit":
+    model["num_classes"] = head[1]
+    rules += layers.dense("head", f"{root}head")
+  elif head is not None:
+    model = dict(
+      name="projected", encoder=model, embed_dim=head[1], use_bias=True
+    )
+    rules = [
+      *rename.under("encoder/", "", rules),
+      *layers.dense("projection", f"{root}head"),
+    ]
   return Recipe(
     table="big_vision",
-    model=dict(model, num_classes=None if head is None else head[1]),
-    inputs={"image": given},
+    model=model,
+    inputs=inputs,
     rules=rules,
     config=checkpoint.config,
-    ignore=IGNORE,
+    ignore=layers.IGNORE,
   )
 
 
@@ -81,12 +93,14 @@ def _two_towers(checkpoint: Checkpoint, root: str) -> Recipe:
     *rename.under("text/", "", text_rules),
     Rule("log_t", f"{root}t", rename.reshape((), (1,))),
   ]
+  # The dual encoder's image and text have arguments of these names.
+  inputs = {k if k == "image" else f"image_{k}": v for k, v in given.items()}
   heads = {}
   for ours, theirs in (("image", "img"), ("text", "txt")):
     kernel = shapes.get(f"{root}{theirs}/head/kernel")
     if kernel is not None:
       heads[ours] = kernel[1]
-      rules += dense(f"{ours}_projection", f"{root}{theirs}/head")
+      rules += layers.dense(f"{ours}_projection", f"{root}{theirs}/head")
   bias = f"{root}b" in shapes
   if bias:
     rules.append(Rule("b", f"{root}b", rename.reshape((), (1,))))
@@ -102,17 +116,17 @@ def _two_towers(checkpoint: Checkpoint, root: str) -> Recipe:
       temperature_init=10.0,
       bias_init=-10.0 if bias else None,
     ),
-    inputs={"image": given, "text": ((1, text_model["length"]), "int32")},
+    inputs={**inputs, "text": ((1, text_model["length"]), "int32")},
     rules=rules,
     config=checkpoint.config,
     texts={"text": text_model["length"]},
-    ignore=IGNORE,
+    ignore=layers.IGNORE,
   )
 
 
 def image(
   checkpoint: Checkpoint, root: str
-) -> tuple[dict[str, Any], tuple[tuple[int, ...], str], list[Rule]]:
+) -> tuple[dict[str, Any], Inputs, list[Rule]]:
   """Returns what is known of an image encoder, without its head.
 
   Args:
@@ -120,29 +134,26 @@ def image(
     root: what its names begin with, "params/img/".
 
   Returns:
-    Keywords of the model, shape and dtype of an image, and the rules.
+    Keywords of the model; for each of its inputs a shape and a dtype; and the
+    rules.
 
   Raises:
-    InputError: positions that are no square; patches of NaFlex.
+    InputError: positions that are no square; a NaFlex with norms of patches.
   """
   shapes = checkpoint.shapes
   kernel = shapes[f"{root}embedding/kernel"]
-  if len(kernel) != 4:
-    raise errors.InputError(
-      f"weights path = {str(checkpoint.path)!r}: {root}embedding/kernel is "
-      f"{kernel}, as in NaFlex, whose .npz is not known; give the model in "
-      "the hub's layout."
-    )
-  sizes, rules = encoder(shapes, f"{root}Transformer/")
+  if len(kernel) == 2:
+    return _naflex(checkpoint, root)
+  sizes, rules = layers.encoder(shapes, f"{root}Transformer/")
   patch, _, channels, width = kernel
-  rules += dense("embedding", f"{root}embedding")
+  rules += layers.dense("embedding", f"{root}embedding")
   # Their convolution leaves out what fills no patch, as of 384 pixels by 14.
   model: dict[str, Any] = dict(
     name="vit", **sizes, patch=patch, pool="gap", crop=True
   )
   if f"{root}MAPHead_0/probe" in shapes:
     model["pool"] = "map"
-    rules += _map_head(f"{root}MAPHead_0/", width)
+    rules += layers.map_head(f"{root}MAPHead_0/", width)
   if f"{root}cls" in shapes:
     model.update(pool="tok", token_posemb=False)
     rules.append(
@@ -163,7 +174,58 @@ def image(
   else:
     model["posemb"] = "sincos2d"
   pixels = side * patch
-  return model, ((1, pixels, pixels, channels), "float32"), rules
+  given = ((1, pixels, pixels, channels), "float32")
+  return model, {"image": given}, rules
+
+
+def _naflex(
+  checkpoint: Checkpoint, root: str
+) -> tuple[dict[str, Any], Inputs, list[Rule]]:
+  """Returns what `image` does, of patches as rows of numbers."""
+  shapes = checkpoint.shapes
+  size, width = shapes[f"{root}embedding/kernel"]
+  grid = shapes.get(f"{root}pos_embedding", ())
+  patch = math.isqrt(size // 3)
+  for wrong, what in (
+    (
+      f"{root}patchln_pre/scale" in shapes
+      or f"{root}patchln_post/scale" in shapes,
+      "patchln_pre or patchln_post, norms of NaFlex's patches",
+    ),
+    (
+      patch * patch * 3 != size,
+      f"{root}embedding/kernel {(size, width)}, whose first size is no "
+      "square of pixels of 3 colours",
+    ),
+    (
+      grid != (*grid[:1], *grid[:1], width),
+      f"{root}pos_embedding {grid or 'missing'}, which is no square grid",
+    ),
+  ):
+    if wrong:
+      raise errors.InputError(
+        f"weights path = {str(checkpoint.path)!r}: it has {what}; only NaFlex "
+        "as SigLIP 2 has it can be loaded."
+      )
+  sizes, rules = layers.encoder(shapes, f"{root}Transformer/")
+  flat = rename.reshape((patch, patch, 3, width), (size, width))
+  rules += [
+    Rule("embedding/kernel", f"{root}embedding/kernel", flat),
+    Rule("embedding/bias", f"{root}embedding/bias"),
+    Rule("posemb/grid", f"{root}pos_embedding"),
+  ]
+  pool = "gap"
+  if f"{root}MAPHead_0/probe" in shapes:
+    pool = "map"
+    rules += layers.map_head(f"{root}MAPHead_0/", width)
+  side = grid[0]
+  model = dict(name="naflex", **sizes, patch=patch, side=side, pool=pool)
+  inputs = {
+    "image": ((1, side * side, size), "float32"),
+    "mask": ((1, side * side), "int32"),
+    "shapes": ((1, 2), "int32"),
+  }
+  return model, inputs, rules
 
 
 def _text(
@@ -176,7 +238,7 @@ def _text(
       f"{base}Encoder_0/encoder_norm/scale; only big_vision's own Transformer "
       "is known, not LiT's BERT."
     )
-  sizes, rules = encoder(shapes, f"{base}Encoder_0/")
+  sizes, rules = layers.encoder(shapes, f"{base}Encoder_0/")
   vocab, width = shapes[f"{base}Embed_0/embedding"]
   length = shapes[f"{base}pos_embedding"][1]
   rules += [
@@ -189,7 +251,7 @@ def _text(
   ]
   if f"{base}MAPHead_0/probe" in shapes:
     pool = "map"
-    rules += _map_head(f"{base}MAPHead_0/", width)
+    rules += layers.map_head(f"{base}MAPHead_0/", width)
   else:
     pool = _text_pool(checkpoint, f"{root}b" in shapes)
   return (
@@ -217,68 +279,3 @@ def _text_pool(checkpoint: Checkpoint, siglip: bool) -> str:
   if name not in TEXT_POOLS:
     raise errors.unknown("config.json text_pool", name, TEXT_POOLS)
   return TEXT_POOLS[name]
-
-
-def encoder(shapes: Shapes, theirs: str) -> tuple[dict[str, int], list[Rule]]:
-  """Returns sizes and rules of a stack of blocks and its last norm.
-
-  Args:
-    shapes: of the checkpoint.
-    theirs: what its names begin with, "params/img/Transformer/".
-  """
-  stacked = f"{theirs}encoderblock/{_NORM}" in shapes
-  block = (
-    f"{theirs}encoderblock/" if stacked else f"{theirs}encoderblock_{{n}}/"
-  )
-  attention, mlp = "MultiHeadDotProductAttention_0/", "MlpBlock_0/"
-  first = block.replace("{n}", "0")
-  *layers, width, heads, _ = shapes[f"{first}{attention}query/kernel"]
-  depth = layers[0] if stacked else 0
-  while not stacked and block.replace("{n}", str(depth)) + _NORM in shapes:
-    depth += 1
-  ours = "encoder/blocks"
-  rules = [
-    *norm(f"{ours}/norm1", f"{block}LayerNorm_0"),
-    *norm(f"{ours}/norm2", f"{block}LayerNorm_1"),
-    *_mlp(f"{ours}/mlp", f"{block}{mlp}"),
-    *_attention(f"{ours}/attention", f"{block}{attention}"),
-    *norm("norm", f"{theirs}encoder_norm"),
-  ]
-  hidden = shapes[f"{first}{mlp}Dense_0/kernel"][-1]
-  return dict(width=width, depth=depth, heads=heads, mlp=hidden), rules
-
-
-def norm(ours: str, theirs: str, bias: bool = True) -> list[Rule]:
-  """Returns the rules of a LayerNorm."""
-  leaves = ("scale", "bias") if bias else ("scale",)
-  return [Rule(f"{ours}/{x}", f"{theirs}/{x}") for x in leaves]
-
-
-def dense(ours: str, theirs: str, bias: bool = True) -> list[Rule]:
-  """Returns the rules of a dense layer or a convolution."""
-  leaves = ("kernel", "bias") if bias else ("kernel",)
-  return [Rule(f"{ours}/{x}", f"{theirs}/{x}") for x in leaves]
-
-
-def _mlp(ours: str, theirs: str) -> list[Rule]:
-  return [
-    *dense(f"{ours}/up", f"{theirs}Dense_0"),
-    *dense(f"{ours}/down", f"{theirs}Dense_1"),
-  ]
-
-
-def _attention(ours: str, theirs: str) -> list[Rule]:
-  found = []
-  for name in ("query", "key", "value", "out"):
-    found += dense(f"{ours}/{name}", f"{theirs}{name}")
-  return found
-
-
-def _map_head(theirs: str, width: int) -> list[Rule]:
-  probe = rename.reshape((1, width), (1, 1, width))
-  return [
-    Rule("pool/probe", f"{theirs}probe", probe),
-    *_attention("pool/attention", f"{theirs}MultiHeadDotProductAttention_0/"),
-    *norm("pool/norm", f"{theirs}LayerNorm_0"),
-    *_mlp("pool/mlp", f"{theirs}MlpBlock_0/"),
-  ]

@@ -207,10 +207,6 @@ def test_what_is_not_known_is_named():
     big_vision.build(
       checkpoint(shapes | {"params/img/pos_embedding": (1, 8, 16)})
     )
-  with pytest.raises(errors.InputError, match="NaFlex"):
-    big_vision.build(
-      checkpoint(shapes | {"params/img/embedding/kernel": (48, 16)})
-    )
   bert = {k: v for k, v in shapes.items() if "txt/Encoder_0" not in k}
   with pytest.raises(errors.InputError, match="not LiT's BERT"):
     big_vision.build(checkpoint(bert))
@@ -227,3 +223,62 @@ def test_a_class_token_has_no_position_and_the_old_files_are_vits(recorded):
     "Transformer/posembed_input/pos_embedding": (1, 10, 8),
   }
   assert big_vision.build(checkpoint(old)) is None
+
+
+def naflex(width, patch, side):
+  """Shapes of a SigLIP whose image encoder is NaFlex."""
+  return siglip(width, 2, 20, 2, 4, 9, 11, True) | {
+    "params/img/embedding/kernel": (patch * patch * 3, width),
+    "params/img/pos_embedding": (side, side, width),
+  }
+
+
+def test_naflex_is_told_by_its_patches():
+  recipe = loading.recognise(checkpoint(naflex(16, 5, 7)))
+  image = recipe.model["image"]
+  assert (image["name"], image["patch"], image["side"]) == ("naflex", 5, 7)
+  assert image["pool"] == "map"
+  assert set(recipe.inputs) == {"image", "image_mask", "image_shapes", "text"}
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"img/embedding/kernel": (47, 16)}, r"\(47, 16\).*no square of pixels"),
+    ({"img/pos_embedding": (1, 9, 16)}, r"\(1, 9, 16\), which is no square"),
+    ({"img/pos_embedding": (3, 3, 8)}, r"\(3, 3, 8\), which is no square"),
+    ({"img/pos_embedding": ()}, "pos_embedding missing"),
+    ({"img/patchln_pre/scale": (48,)}, "patchln_pre"),
+  ],
+)
+def test_what_naflex_is_not_is_named(change, message):
+  change = {f"params/{k}": v for k, v in change.items()}
+  with pytest.raises(errors.InputError, match=message):
+    big_vision.build(checkpoint(naflex(16, 4, 3) | change))
+
+
+def test_naflex_alone_with_a_head_is_projected(tmp_path, rng):
+  with np.load(GOLDEN / "big_vision_naflex.npz") as case:
+    found = {
+      k.removeprefix("tensor/params/img/"): case[k]
+      for k in case.files
+      if k.startswith("tensor/params/img/")
+    }
+    image, mask, shapes = (
+      case[f"input/image{x}"] for x in ("", "_mask", "_shapes")
+    )
+  np.savez(tmp_path / "bare.npz", **found)
+  kernel = rng.normal(size=(24, 5)).astype(np.float32)
+  bias = rng.normal(size=5).astype(np.float32)
+  found |= {"head/kernel": kernel, "head/bias": bias}
+  np.savez(tmp_path / "head.npz", **found)
+  out = []
+  for name in ("bare", "head"):
+    loaded = weights.load(tmp_path / f"{name}.npz")
+    call = jax.jit(loaded.model.apply)
+    out.append(np.asarray(call(loaded.variables, image, mask, shapes)[0]))
+  np.testing.assert_allclose(out[1], out[0] @ kernel + bias, atol=1e-4)
+  written = np.load(weights.export(loaded, tmp_path, format="npz"))
+  assert set(written.files) == set(found)
+  for name, x in found.items():
+    np.testing.assert_array_equal(written[name], x, name)
