@@ -35,6 +35,11 @@ def _centres(old: int, new: int) -> np.ndarray:
   return (np.arange(new) + 0.5) * old / new - 0.5
 
 
+def _offset(old: int, new: int) -> np.ndarray:
+  """Returns centres as if there were a tenth of a new pixel more."""
+  return (np.arange(new) + 0.5) * old / (new + 0.1) - 0.5
+
+
 def _ends(old: int, new: int) -> np.ndarray:
   """Returns places of which the outer two are those of the old samples."""
   return np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
@@ -84,13 +89,15 @@ def _corners(old: int, new: int) -> np.ndarray:
 
 # Weights [new old] of one axis:
 #   bicubic             the hub's ViT, DeiT, DINOv2, CLIP and SigLIP
-#   bicubic_antialias   the hub's DINOv2 with registers
+#   bicubic_antialias   DINOv2 with registers
+#   bicubic_offset      DINOv2's own without registers
 #   bicubic_corners     frames of CLAP's spectrograms
 #   bilinear_antialias  SigLIP 2 of any aspect
 #   bilinear_corners    big_vision (scipy's zoom of order 1) and ViLT
 METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
   "bicubic": _sampled(_cubic(-0.75), 2),
   "bicubic_antialias": _antialiased(_cubic(-0.5), 2),
+  "bicubic_offset": _sampled(_cubic(-0.75), 2, _offset),
   "bicubic_corners": _sampled(_cubic(-0.75), 2, _ends),
   "bilinear_antialias": _antialiased(_triangle, 1),
   "bilinear_corners": _corners,

@@ -31,7 +31,7 @@ class AudioTransformer(nn.Module):
   time_first: bool = False
   num_classes: int | None = None
   head_norm: bool = True
-  epsilon: float = 1e-6
+  head_epsilon: float = 1e-6
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -56,9 +56,9 @@ class AudioTransformer(nn.Module):
     if self.num_classes is None:
       return x, out
     if self.head_norm:
-      x = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name="head_norm")(
-        x
-      )
+      x = layer_norm(
+        epsilon=self.head_epsilon, dtype=self.dtype, name="head_norm"
+      )(x)
     return pooling.head(self.num_classes, self.dtype, "head")(x), out
 
 
@@ -71,6 +71,7 @@ def build(
   head_norm: bool = True,
   stride: int | tuple[int, int] | None = None,
   epsilon: float = 1e-6,
+  head_epsilon: float | None = None,
   dtype: str = "float32",
   **encoder: Any,
 ) -> AudioTransformer:
@@ -89,6 +90,8 @@ def build(
     stride: from patch to patch, of mels and frames alike, or (down, across) of
       the spectrogram as it is read; None is the patch.
     epsilon: of the norms.
+    head_epsilon: of that before the head; None is the same. 1e-5 in AST's own
+      files.
     dtype: of the computation; parameters are float32.
     **encoder: of `models.vit`.
 
@@ -114,6 +117,6 @@ def build(
     time_first=time_first,
     num_classes=num_classes,
     head_norm=head_norm,
-    epsilon=epsilon,
+    head_epsilon=epsilon if head_epsilon is None else head_epsilon,
     dtype=jnp.dtype(dtype),
   )

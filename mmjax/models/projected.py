@@ -40,7 +40,13 @@ class Projected(nn.Module):
   embed_dim: int
   use_bias: bool = False
   act: str | None = None
+  hidden: int | None = None
   dtype: Any = jnp.float32
+
+  @property
+  def width(self) -> int:
+    """Returns the width of the features."""
+    return self.embed_dim
 
   @nn.compact
   def __call__(self, *args: Any, train: bool = False, **inputs: Any) -> Any:
@@ -57,7 +63,7 @@ class Projected(nn.Module):
   def _project(self, x: jax.Array) -> jax.Array:
     if self.act is not None:
       return MLP(
-        self.embed_dim,
+        self.hidden or self.embed_dim,
         act=self.act,
         use_bias=self.use_bias,
         out_width=self.embed_dim,
@@ -82,6 +88,7 @@ def build(
   embed_dim: int,
   use_bias: bool = False,
   act: str | None = None,
+  hidden: int | None = None,
   dtype: str = "float32",
 ) -> Projected:
   """Builds an encoder with a projection.
@@ -90,7 +97,8 @@ def build(
     encoder: name and keywords of the encoder, {"name": "vit", ...}.
     embed_dim: E.
     use_bias: of the projection.
-    act: of a projection of two layers, both to E, as in CLAP; None is one.
+    act: of a projection of two layers, as in CLAP; None is one.
+    hidden: width between the two layers; None is E.
     dtype: of the computation, also of an encoder that does not say its own.
 
   Raises:
@@ -109,5 +117,6 @@ def build(
     embed_dim=embed_dim,
     use_bias=use_bias,
     act=act,
+    hidden=hidden,
     dtype=jnp.dtype(dtype),
   )

@@ -2,7 +2,8 @@
 
 "Taming transformers for high-resolution image synthesis", Esser et al. 2021:
 an encoder to vectors [B Y/16 X/16 Z], of which each becomes the nearest of the
-codebook, and a decoder. The discriminator is no part of it.
+codebook, and a decoder. By an option the vector is drawn by logits instead
+(GumbelVQ of taming-transformers). The discriminator is no part of it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import errors
-from mmjax.layers.codebook import Codebook
+from mmjax.layers.codebook import Codebook, GumbelCodebook
 from mmjax.layers.residual_conv import (
   AttentionBlock,
   NormBlock,
@@ -29,7 +30,16 @@ _F16: dict[str, Any] = dict(
 VARIANTS = {
   "f16-1024": dict(_F16, codes=1024, code_width=256),
   "f16-16384": dict(_F16, codes=16384, code_width=256),
+  "gumbel-f8-8192": dict(
+    _F16,
+    multiples=(1, 1, 2, 4),
+    attention=(3,),
+    codes=8192,
+    code_width=256,
+    quantiser="gumbel",
+  ),
 }
+QUANTISERS = {"nearest": Codebook, "gumbel": GumbelCodebook}
 
 # What the contract tests build and feed: axes after the batch, and dtype.
 TINY = dict(
@@ -130,6 +140,7 @@ class VQGAN(nn.Module):
   latent: int
   codes: int
   code_width: int
+  quantiser: str = "nearest"
   channels: int = 3
   out_channels: int = 3
   groups: int = 32
@@ -148,7 +159,8 @@ class VQGAN(nn.Module):
     )
     self.encoder = Encoder(channels=self.latent, **half)
     self.decoder = Decoder(channels=self.out_channels, **half)
-    self.codebook = Codebook(self.codes, self.code_width)
+    book = QUANTISERS[self.quantiser]
+    self.codebook = book(self.codes, self.code_width)
     # Not split: the latent is "channels" here and in the convolutions beside.
     self.to_code = conv(self.code_width, 1, ("channels", "embed"))
     self.from_code = conv(
@@ -160,6 +172,7 @@ class VQGAN(nn.Module):
     image: jax.Array | None = None,
     codes: jax.Array | None = None,
     *,
+    temperature: Any = 1.0,
     train: bool = False,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Encodes, quantises and decodes images; or decodes codes.
@@ -170,13 +183,14 @@ class VQGAN(nn.Module):
     Args:
       image: [B Y X C], see `encode`.
       codes: ids [B Y X] or vectors [B Y X D], see `decode`; for an image.
-      train: dropout on; needs the rng "dropout" if the rate is above 0.
+      temperature: of the quantiser "gumbel", to be lowered with time.
+      train: dropout on, and "gumbel" draws the codes; needs the rng "dropout"
+        if the rate is above 0 or codes are drawn.
 
     Returns:
       The reconstruction [B Y X C] in about [-1, 1], and {"ids", "quantised":
-      see `encode`; "codebook", "commitment": scalar losses, the mean squares
-      of the vectors' distances from their codes: the first moves the codes,
-      the second the encoder}. Of codes: {}.
+      see `encode`; and the scalar losses of `layers.codebook`: "codebook" and
+      "commitment", or "kl" of "gumbel"}. Of codes: {}.
 
     Raises:
       InputError: not one of image and codes.
@@ -186,16 +200,13 @@ class VQGAN(nn.Module):
     if image is None or codes is not None:
       raise errors.InputError("models.vqgan: give one of image and codes.")
     z = self._vectors(image, train)
-    ids = self.codebook.ids(z)
-    nearest = self.codebook(ids)
-    stop = jax.lax.stop_gradient
-    straight = z + stop(nearest - z)
-    return self.decode(straight, train=train), {
-      "ids": ids,
-      "quantised": straight,
-      "codebook": jnp.square(nearest - stop(z)).mean(),
-      "commitment": jnp.square(stop(nearest) - z).mean(),
-    }
+    given = {}
+    if self.quantiser == "gumbel":
+      rng = self.make_rng("dropout") if train else None
+      given = dict(temperature=temperature, rng=rng)
+    ids, straight, losses = self.codebook.quantise(z, **given)
+    found = {"ids": ids, "quantised": straight, **losses}
+    return self.decode(straight, train=train), found
 
   def encode(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns ids int32 [B Y/f X/f] and their vectors [B Y/f X/f D].
@@ -257,6 +268,7 @@ def build(
   latent: int | None = None,
   codes: int | None = None,
   code_width: int | None = None,
+  quantiser: str | None = None,
   channels: int = 3,
   out_channels: int | None = None,
   groups: int = 32,
@@ -274,6 +286,7 @@ def build(
     latent: Z, channels between encoder and codebook.
     codes: V, length of the codebook.
     code_width: D of its vectors.
+    quantiser: "nearest" or "gumbel", see `layers.codebook`; None is the first.
     channels: C of the image.
     out_channels: C of what is decoded; None is the same.
     groups: of the norms.
@@ -294,14 +307,20 @@ def build(
     latent=latent,
     codes=codes,
     code_width=code_width,
+    quantiser=quantiser,
   )
-  sizes: dict[str, Any] = dict(VARIANTS[variant] if variant else {})
+  sizes: dict[str, Any] = {"quantiser": "nearest"}
+  sizes.update(VARIANTS[variant] if variant else {})
   sizes.update({k: v for k, v in given.items() if v is not None})
   missing = [name for name in given if name not in sizes]
   if missing:
     raise errors.InputError(
       f"models.vqgan: {', '.join(missing)} not given; give them, or a variant "
       f"of {', '.join(VARIANTS)}."
+    )
+  if sizes["quantiser"] not in QUANTISERS:
+    raise errors.unknown(
+      "models.vqgan quantiser", sizes["quantiser"], QUANTISERS
     )
   sizes["multiples"] = tuple(sizes["multiples"])
   sizes["attention"] = tuple(sizes["attention"])

@@ -21,7 +21,7 @@ import safetensors
 from flax import serialization, traverse_util
 
 from mmjax import errors
-from mmjax.weights import ctranslate2
+from mmjax.weights import ctranslate2, pytorch
 
 SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pt", ".pth", ".ckpt", ".bin")
 # Names of the model's file on the hub: here, of PyTorch's, of Flax's.
@@ -248,47 +248,10 @@ def _msgpack(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _torch(path: pathlib.Path) -> dict[str, Tensor]:
-  lazy = zipfile.is_zipfile(path)  # files from before 2020 are none
-  if lazy:
-    with zipfile.ZipFile(path) as archive:
-      members = archive.namelist()
-    if any(n.endswith("/constants.pkl") for n in members):
-      raise errors.InputError(
-        f"weights path = {str(path)!r}: it is a TorchScript archive, a program "
-        "with weights, such as OpenAI released CLIP as. Where you trust it, "
-        "take the weights out: m = torch.jit.load(path, map_location='cpu'); "
-        "safetensors.torch.save_file({k: v.contiguous() for k, v in "
-        "m.state_dict().items()}, 'model.safetensors')."
-      )
-  try:
-    import torch  # pyright: ignore[reportMissingImports]
-  except ImportError as e:
-    raise errors.InputError(
-      f"weights path = {str(path)!r}: reading PyTorch's format takes PyTorch; "
-      "install it (pip install torch), or give the .safetensors file."
-    ) from e
-  try:
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
-  except Exception as e:
-    raise errors.InputError(
-      f"weights path = {str(path)!r}: it holds more than tensors, and a pickle "
-      "may run any code; save a state dict, or convert it to .safetensors "
-      f"where you trust it ({str(e).splitlines()[0]})."
-    ) from e
-  found = {}
-  if isinstance(state, dict) and "model_state_dict" in state:  # OpenAI's
-    if "dims" in state:
-      found[EMBEDDED] = _held(np.array(json.dumps(state["dims"])))
-    state = state["model_state_dict"]
-  while isinstance(state, dict) and "state_dict" in state:
-    state = state["state_dict"]
-  for name, value in state.items():
-    if isinstance(value, torch.Tensor):
-      found[name] = Tensor(
-        tuple(value.shape),
-        _DTYPES.get(_TORCH.get(str(value.dtype), ""), np.dtype("float32")),
-        functools.partial(_from_torch, value),
-      )
+  tensors, config = pytorch.read(path)
+  found = {name: Tensor(*parts) for name, parts in tensors.items()}
+  if config is not None:
+    found[EMBEDDED] = _held(np.array(config))
   return found
 
 
@@ -300,43 +263,21 @@ def _bin(path: pathlib.Path) -> dict[str, Tensor]:
   return {**found, EMBEDDED: _held(np.array(json.dumps(config)))}
 
 
-def _from_torch(value: Any) -> np.ndarray:
-  if str(value.dtype) == "torch.bfloat16":
-    return value.float().numpy().astype(_DTYPES["BF16"])
-  return value.detach().numpy()
-
-
 def _held(array: np.ndarray) -> Tensor:
   return Tensor(array.shape, array.dtype, lambda: array)
-
-
-def _bfloat16() -> Any:
-  import ml_dtypes
-
-  return np.dtype(ml_dtypes.bfloat16)
 
 
 _DTYPES = {
   "F64": np.dtype("float64"),
   "F32": np.dtype("float32"),
   "F16": np.dtype("float16"),
-  "BF16": _bfloat16(),
+  "BF16": pytorch.DTYPES["torch.bfloat16"],
   "I64": np.dtype("int64"),
   "I32": np.dtype("int32"),
   "I16": np.dtype("int16"),
   "I8": np.dtype("int8"),
   "U8": np.dtype("uint8"),
   "BOOL": np.dtype("bool"),
-}
-_TORCH = {
-  "torch.float64": "F64",
-  "torch.float32": "F32",
-  "torch.float16": "F16",
-  "torch.bfloat16": "BF16",
-  "torch.int64": "I64",
-  "torch.int32": "I32",
-  "torch.uint8": "U8",
-  "torch.bool": "BOOL",
 }
 _READERS: dict[str, Callable[[pathlib.Path], dict[str, Tensor]]] = {
   ".safetensors": _safetensors,

@@ -45,9 +45,9 @@ def test_a_constant_stays_and_the_same_size_is_untouched(method, key):
   np.testing.assert_allclose(
     interpolate.weights(7, 5, method).sum(1), 1.0, atol=1e-6
   )
-  np.testing.assert_allclose(
-    interpolate.weights(6, 6, method), np.eye(6), atol=1e-7
-  )
+  # The offset moves samples even where there are as many as before.
+  same = np.abs(interpolate.weights(6, 6, method) - np.eye(6)).max() < 1e-7
+  assert same == (method != "bicubic_offset")
   grid = jax.random.normal(key, (3, 4, 2))
   assert interpolate.resize(grid, 3, 4, method) is grid
 

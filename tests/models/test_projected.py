@@ -25,10 +25,12 @@ def test_features_are_multiplied_and_the_rest_is_kept(use_bias):
   np.testing.assert_allclose(out["pre_logits"], want, atol=1e-6)
 
 
-def test_two_layers_by_an_activation():
+@pytest.mark.parametrize("width", [None, 7])
+def test_two_layers_by_an_activation(width):
   module = projected.build(
-    encoder=IMAGE, embed_dim=5, use_bias=True, act="relu"
+    encoder=IMAGE, embed_dim=5, use_bias=True, act="relu", hidden=width
   )
+  assert module.width == 5
   image = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
   params = nn.unbox(jax.jit(module.init)(jax.random.key(1), image=image))
   got, out = jax.jit(module.apply)(params, image=image)
@@ -36,6 +38,7 @@ def test_two_layers_by_an_activation():
     jax.tree.map(np.asarray, params["params"]["projection"][name])
     for name in ("up", "down")
   )
+  assert up["kernel"].shape == (8, width or 5)
   hidden = np.asarray(out["pre_logits"]) @ up["kernel"] + up["bias"]
   want = np.maximum(hidden, 0) @ down["kernel"] + down["bias"]
   np.testing.assert_allclose(got, want, atol=1e-5)

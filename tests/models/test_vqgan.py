@@ -85,6 +85,36 @@ def test_published_parameter_counts(variant, codes, published):
   assert tree.count(nn.unbox(made)) == published
 
 
+def test_gumbel_f8_has_the_count_of_tamings_modules():
+  """Encoder, decoder, GumbelQuantize(256, 256, 8192), two convolutions."""
+  image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+  model = vqgan.build("gumbel-f8-8192")
+  made = jax.eval_shape(model.init, jax.random.key(0), image)
+  assert tree.count(nn.unbox(made)) == 68_995_971
+  with pytest.raises(errors.InputError, match="quantiser = 'soft'"):
+    tiny(quantiser="soft")
+
+
+def test_gumbel_draws_codes_in_training_only(image):
+  model = tiny(quantiser="gumbel")
+  variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), image))
+  variables["params"]["codebook"]["proj"]["kernel"] *= 0.1  # chances alike
+
+  @jax.jit
+  def call(key):
+    return model.apply(
+      variables, image, train=True, rngs={"dropout": key}, temperature=0.5
+    )[1]
+
+  one, other = (call(jax.random.key(i))["ids"] for i in (1, 2))
+  assert (np.asarray(one) != np.asarray(other)).any()
+  still, out = jax.jit(model.apply)(variables, image)
+  ids, vectors = model.apply(variables, image, method="encode")
+  np.testing.assert_array_equal(out["ids"], ids)
+  np.testing.assert_allclose(out["quantised"], vectors, atol=1e-6)
+  assert still.shape == image.shape and set(out) == {"ids", "quantised", "kl"}
+
+
 def test_ids_are_the_nearest_by_brute_force(image, variables, called):
   z = run("_vectors")(variables, image, False)
   table = np.float64(variables["params"]["codebook"]["table"])

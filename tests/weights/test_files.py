@@ -1,9 +1,7 @@
 """Checkpoints of every format open lazily, damaged ones by a clear error."""
 
-import builtins
 import json
 import tracemalloc
-import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -114,31 +112,6 @@ def test_flax_msgpack(tmp_path, arrays):
   check(files.open_checkpoint(tmp_path), want)
 
 
-@pytest.mark.parametrize(
-  "name", ["x.pt", "x.pth", "x.ckpt", "pytorch_model.bin"]
-)
-def test_pytorch_files_without_pytorch(tmp_path, monkeypatch, name):
-  real = builtins.__import__
-
-  def without(module, *args, **keywords):
-    if module == "torch":
-      raise ImportError("no torch")
-    return real(module, *args, **keywords)
-
-  monkeypatch.setattr(builtins, "__import__", without)
-  (tmp_path / name).write_bytes(b"PK")
-  fails(tmp_path / name, r"takes PyTorch; install it .* the \.safetensors file")
-  fails(tmp_path, "takes PyTorch")
-
-
-def test_a_torchscript_archive_is_refused_with_the_way_out(tmp_path):
-  # The members that torch.jit.save writes, of which some are code.
-  with zipfile.ZipFile(tmp_path / "RN50.pt", "w") as archive:
-    for name in ("data.pkl", "code/__torch__/model.py", "constants.pkl"):
-      archive.writestr(f"RN50/{name}", b"")
-  fails(tmp_path / "RN50.pt", r"TorchScript archive.*torch\.jit\.load")
-
-
 def test_the_config_of_open_clip_stands_in(tmp_path, arrays):
   save_file(arrays, tmp_path / "open_clip_model.safetensors")
   (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
@@ -148,25 +121,6 @@ def test_the_config_of_open_clip_stands_in(tmp_path, arrays):
   (tmp_path / "config.json").write_text('{"model_type": "clip"}')
   opened = files.open_checkpoint(tmp_path)
   assert opened.config == {"model_type": "clip"}
-
-
-def test_pytorch_files_with_pytorch(tmp_path):
-  torch = pytest.importorskip("torch")
-  state = {
-    "a": torch.arange(6.0).reshape(2, 3),
-    "b": torch.ones(2, dtype=torch.bfloat16),
-    "epoch": 3,
-  }
-  want = {"a": state["a"].numpy(), "b": np.ones(2, BFLOAT16)}
-  for new in (True, False):
-    torch.save(
-      {"state_dict": state},
-      tmp_path / "x.pt",
-      _use_new_zipfile_serialization=new,
-    )
-    check(files.open_checkpoint(tmp_path / "x.pt"), want)
-  torch.save({"a": fails}, tmp_path / "x.pt")
-  fails(tmp_path / "x.pt", "more than tensors")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".msgpack"])

@@ -15,6 +15,7 @@ MODES = {
   "bilinear_antialias": dict(
     mode="bilinear", align_corners=False, antialias=True
   ),
+  "bicubic_offset": dict(mode="bicubic", align_corners=False),
   "bicubic_corners": dict(mode="bicubic", align_corners=True),
   "bilinear_corners": dict(mode="bilinear", align_corners=True),
 }
@@ -36,7 +37,12 @@ def make() -> None:
     x = torch.from_numpy(grid.transpose(2, 0, 1).copy())[None]
     for method, mode in MODES.items():
       for other in others:
-        y = torch.nn.functional.interpolate(x, size=other, **mode)
+        scale = dict(size=other)
+        if method == "bicubic_offset":  # a tenth of a patch more, as DINOv2
+          pairs = zip(other, size, strict=True)
+          scale = dict(scale_factor=tuple((n + 0.1) / m for n, m in pairs))
+        y = torch.nn.functional.interpolate(x, **scale, **mode)
+        assert y.shape[2:] == other
         found[f"{method}/{case}/{other[0]}x{other[1]}"] = (
           y[0].numpy().transpose(1, 2, 0)
         )

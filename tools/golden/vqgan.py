@@ -32,6 +32,7 @@ def make() -> None:
   """Records the cases."""
   image = images((2, 8, 12, 3))
   _taming(image)
+  _gumbel(image)
   _flax(image)
 
 
@@ -82,6 +83,56 @@ def _taming(image) -> None:
       # Both terms have one value; theirs is the sum of 1 and 0.25 of them.
       "1/codebook": loss / 1.25,
       "1/commitment": loss / 1.25,
+    },
+  )
+
+
+def _gumbel(image) -> None:
+  """GumbelVQ without noise, which it adds in evaluation too."""
+  import torch
+  from taming.modules.diffusionmodules.model import Decoder, Encoder
+  from taming.modules.vqvae import quantize
+
+  sizes = dict(SIZES, ch_mult=(1, 1), z_channels=CODES["embed_dim"])
+  width = CODES["embed_dim"]
+  model = torch.nn.Module()
+  model.encoder, model.decoder = Encoder(**sizes), Decoder(**sizes)
+  model.quantize = quantize.GumbelQuantize(
+    width, width, CODES["n_embed"], kl_weight=1.0
+  )
+  model.quant_conv = torch.nn.Conv2d(width, width, 1)
+  model.post_quant_conv = torch.nn.Conv2d(width, width, 1)
+  redraw(model, 60)
+
+  def still(logits, tau, dim, hard):
+    assert hard and tau == 1.0 and dim == 1
+    return torch.zeros_like(logits).scatter(dim, logits.argmax(dim)[:, None], 1)
+
+  real = quantize.F.gumbel_softmax
+  quantize.F.gumbel_softmax = still
+  try:
+    with torch.no_grad():
+      for i, value in enumerate(model.parameters()):
+        if value.ndim == 4 and value.numel() > 1000:
+          drawn = ternary(value.numpy(), value[0].numel(), 50 + i)
+          value.copy_(torch.from_numpy(drawn))
+      x = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
+      z = model.quant_conv(model.encoder(x))
+      quantised, loss, (_, _, ids) = model.quantize(z)
+      out = model.decoder(model.post_quant_conv(quantised))
+  finally:
+    quantize.F.gumbel_softmax = real
+  assert len(ids.unique()) > 8
+  save(
+    "vqgan_gumbel",
+    {},
+    model.state_dict(),
+    {"image": image},
+    {
+      "0": out.permute(0, 2, 3, 1),
+      "1/ids": ids,
+      "1/quantised": quantised.permute(0, 2, 3, 1),
+      "1/kl": loss,
     },
   )
 

@@ -64,6 +64,15 @@ TEXT = {
   "hf_proj_type",
   "hf_pooler_type",
 }
+# More of them, of towers that are timm's or the hub's.
+TOWERS = {
+  "vision_cfg": {
+    "timm_model_name",
+    "timm_model_pretrained",
+    "timm_model_kwargs",
+  },
+  "text_cfg": {"hf_model_name", "hf_model_config", "proj_bias"},
+}
 # Fields that must have one of these values.
 FIXED = {
   "vision_cfg.pool_type": ("tok",),
@@ -103,11 +112,12 @@ class Said:
   text_epsilon: float
 
 
-def read(config: Mapping[str, Any]) -> Said | None:
+def read(config: Mapping[str, Any], *, towers: bool = False) -> Said | None:
   """Reads a config, None if it is not open_clip's.
 
   Args:
     config: an open_clip_config.json, or what stands there as "model_cfg".
+    towers: fields of timm's and the hub's towers are let in.
 
   Raises:
     InputError: a field that changes the model in a way that we do not know.
@@ -118,7 +128,8 @@ def read(config: Mapping[str, Any]) -> Said | None:
   _known("", model, MODEL)
   fields = {k: v for k, v in model.items() if not isinstance(v, Mapping)}
   for part, known in (("vision_cfg", VISION), ("text_cfg", TEXT)):
-    _known(f"{part}.", model[part], known)
+    more = TOWERS[part] if towers else set()
+    _known(f"{part}.", model[part], known | more)
     values = {**DEFAULTS[part], **model[part]}
     fields |= {f"{part}.{k}": v for k, v in values.items()}
   size = fields["vision_cfg.image_size"]
@@ -165,6 +176,8 @@ def _act(fields: Mapping[str, Any]) -> str:
   for part in ("vision_cfg", "text_cfg"):
     if isinstance(fields.get("vision_cfg.layers"), list) and part[0] == "v":
       continue  # a ResNet, which has ReLU
+    if any(fields.get(f"{part}.{x}_model_name") for x in ("timm", "hf")):
+      continue  # a tower with its own
     given = fields.get(f"{part}.act_kwargs") or {}
     if given and given != {"approximate": "tanh"}:
       raise errors.InputError(
@@ -177,7 +190,7 @@ def _act(fields: Mapping[str, Any]) -> str:
       "open_clip config act_kwargs: the towers have two activations "
       f"({', '.join(sorted(found))}), which is not known."
     )
-  return found.pop()
+  return found.pop() if found else exact
 
 
 def _epsilon(fields: Mapping[str, Any], name: str) -> float:

@@ -43,13 +43,15 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   shapes = checkpoint.shapes
   if checkpoint.config.get("model_type") is not None:
     return None
-  text = "text." if "text.token_embedding.weight" in shapes else ""
-  vit = "visual.class_embedding" in shapes
+  prefix = "text." if "text.token_embedding.weight" in shapes else ""
+  has_vit = "visual.class_embedding" in shapes
   wanted = {
     "visual.conv1.weight",
-    "visual.positional_embedding" if vit else f"{POOL}.positional_embedding",
-    f"{text}token_embedding.weight",
-    f"{text}text_projection",
+    "visual.positional_embedding"
+    if has_vit
+    else f"{POOL}.positional_embedding",
+    f"{prefix}token_embedding.weight",
+    f"{prefix}text_projection",
     "logit_scale",
   }
   # With a decoder of text it is a CoCa.
@@ -57,9 +59,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     return None
   said = open_clip_config.read(checkpoint.config)
   act = _act(checkpoint, said)
-  image, pixels, rules = (_vit if vit else _resnet)(shapes, said, act)
-  tower, length, text_rules = _text(shapes, text, said, act)
-  embed = shapes[f"{text}text_projection"][1]
+  image, pixels, rules = (vit if has_vit else _resnet)(shapes, said, act)
+  tower, length, text_rules = text(shapes, prefix, said, act)
+  embed = shapes[f"{prefix}text_projection"][1]
   open_clip_config.agree(said, "embed_dim", embed)
   model: dict[str, Any] = dict(
     name="dual_encoder",
@@ -67,19 +69,19 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     text=tower,
     embed_dim=embed,
     # The ResNet's pool leads to the joint width itself.
-    projected="both" if vit else "text",
+    projected="both" if has_vit else "text",
   )
   rules = [
     *rename.under("image/", "visual.", rules),
-    *rename.under("text/", text, text_rules),
-    Rule("text_projection/kernel", f"{text}text_projection"),
-    _scalar("log_t", "logit_scale", shapes),
+    *rename.under("text/", prefix, text_rules),
+    Rule("text_projection/kernel", f"{prefix}text_projection"),
+    scalar("log_t", "logit_scale", shapes),
   ]
-  if vit:
+  if has_vit:
     rules.append(Rule("image_projection/kernel", "visual.proj"))
   if "logit_bias" in shapes:
     model["bias_init"] = -10.0
-    rules.append(_scalar("b", "logit_bias", shapes))
+    rules.append(scalar("b", "logit_bias", shapes))
   channels = shapes["visual.conv1.weight"][1]
   return Recipe(
     table="openai_clip",
@@ -111,7 +113,8 @@ def _act(checkpoint: Checkpoint, said: open_clip_config.Said | None) -> str:
   return "quick_gelu"
 
 
-def _scalar(ours: str, theirs: str, shapes: Mapping[str, Any]) -> Rule:
+def scalar(ours: str, theirs: str, shapes: Mapping[str, Any]) -> Rule:
+  """Returns the rule of a number, which may be written [] or [1]."""
   return Rule(ours, theirs, rename.reshape((), shapes[theirs]))
 
 
@@ -165,7 +168,7 @@ def _sizes(
   )
 
 
-def _vit(
+def vit(
   shapes: Mapping[str, Any], said: open_clip_config.Said | None, act: str
 ) -> tuple[dict[str, Any], tuple[int, int], list[Rule]]:
   """Returns keywords, pixels and rules of a ViT."""
@@ -264,7 +267,7 @@ def _resnet(
   )
 
 
-def _text(
+def text(
   shapes: Mapping[str, Any],
   prefix: str,
   said: open_clip_config.Said | None,

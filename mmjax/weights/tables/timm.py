@@ -13,28 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax import errors
-from mmjax.layers.transformer import SIZES
 from mmjax.weights import recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
-from mmjax.weights.rename import LINEAR, SAME, Rule
-from mmjax.weights.tables import hub
+from mmjax.weights.tables import hub, timm_layers
+from mmjax.weights.tables.timm_layers import Shapes
 
-MARKS = ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "pos_embed")
-# Our names of the tokens before the patches, in their order.
-TOKENS = {
-  "cls": "cls_token",
-  "distilled": "dist_token",
-  "registers": "reg_token",
-}
 POOLS = {"token": "tok", "avg": "gap", "": "none"}
-HEADS = {
-  **{(s["width"], s["depth"], s["mlp"]): s["heads"] for s in SIZES.values()},
-  (1536, 40, 4096): 24,  # DINOv2 giant
-}
 BINS = 128
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -45,25 +31,20 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       tensors nor config tell.
   """
   shapes = checkpoint.shapes
-  if "model_type" in checkpoint.config or not set(MARKS) <= shapes.keys():
+  if "model_type" in checkpoint.config or not timm_layers.marked(shapes):
+    return None
+  _, channels, patch, _ = shapes["patch_embed.proj.weight"]
+  if _others(shapes, channels):
     return None
   config = recipe.Config(checkpoint.config, checkpoint.path)
-  arguments = _arguments(config)
-  width, channels, patch, _ = shapes["patch_embed.proj.weight"]
-  depth = sum(n.endswith(".attn.qkv.weight") for n in shapes)
+  arguments = timm_layers.arguments(config, _READ, _TOLD)
+  sizes = timm_layers.stack(checkpoint, heads=arguments.get("num_heads"))
   first = "blocks.0."
-  mlp = shapes[f"{first}mlp.fc2.weight"][1]
-  gated = shapes[f"{first}mlp.fc1.weight"][0] == 2 * mlp
-  heads = arguments.get("num_heads") or HEADS.get((width, depth, mlp))
-  if heads is None:
-    raise errors.InputError(
-      f"weights path = {str(checkpoint.path)!r}: {depth} blocks of width "
-      f"{width} and {mlp} hidden units are no size that we know, and tensors "
-      'do not tell the heads; add {"model_args": {"num_heads": ...}} to its '
-      "config.json."
-    )
+  gated = timm_layers.is_gated(shapes, sizes["mlp"])
   sound = channels == 1
-  tokens = [name for name in ("cls", "distilled") if TOKENS[name] in shapes]
+  tokens = [
+    name for name in ("cls", "distilled") if timm_layers.TOKENS[name] in shapes
+  ]
   grid, placed = _grid(checkpoint, arguments, patch, len(tokens))
   registers = shapes.get("reg_token", (1, 0))[1]
   classes = shapes["head.weight"][0] if "head.weight" in shapes else None
@@ -72,10 +53,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   scaled = f"{first}ls1.gamma" in shapes
   pre_norm = "norm_pre.weight" in shapes
   encoder = dict(
-    width=width,
-    depth=depth,
-    heads=heads,
-    mlp=mlp,
+    **sizes,
     patch=patch,
     pool=_pool(config, arguments, shapes, tokens),
     class_token="cls" in tokens,
@@ -93,9 +71,12 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     interpolate="bicubic_antialias",
     num_classes=classes,
   )
+  counts = dict.fromkeys(tokens, 1)
+  if registers:
+    counts["registers"] = registers
   rules = [
-    *_embeddings(shapes, tokens, registers, grid, width, placed),
-    *_blocks(shapes, heads, width, mlp, gated),
+    *timm_layers.embeddings(shapes, counts, grid, placed),
+    *timm_layers.blocks(shapes, sizes),
     *(hub.norm("pre_norm", "norm_pre") if pre_norm else ()),
     *hub.norm("norm", "fc_norm" if pooled else "norm"),
   ]
@@ -123,6 +104,14 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   )
 
 
+def _others(shapes: Shapes, channels: int) -> bool:
+  """Has it timm's names, but a table of its own?"""
+  if "register_tokens" in shapes or len(shapes.get("mask_token", ())) == 2:
+    return True  # DINOv2
+  # MAE with its decoder; of AudioMAE the encoder is read here.
+  return "decoder_pred.weight" in shapes and channels > 1
+
+
 # Arguments that we read, and those that the tensors tell.
 _READ = ("num_heads", "img_size", "global_pool")
 _TOLD = (
@@ -141,16 +130,6 @@ _TOLD = (
   "qkv_bias",
   "reg_tokens",
 )
-
-
-def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
-  found = config.get("model_args") or {}
-  for name in found:
-    if name not in (*_READ, *_TOLD):
-      raise errors.unknown(
-        "config.json model_args", name, sorted((*_READ, *_TOLD))
-      )
-  return found
 
 
 def _act(config: Mapping[str, Any], gated: bool) -> str:
@@ -204,65 +183,3 @@ def _grid(
     '{"model_args": {"img_size": [rows, columns]}} in pixels to its '
     "config.json."
   )
-
-
-def _embeddings(
-  shapes: Shapes,
-  tokens: Sequence[str],
-  registers: int,
-  grid: tuple[int, int],
-  width: int,
-  placed: int,
-) -> list[Rule]:
-  rules = [
-    *hub.positions("pos_embed", grid, width, extra=placed, batched=True),
-    Rule("embedding/kernel", "patch_embed.proj.weight", rename.CONV2D),
-  ]
-  if "patch_embed.proj.bias" in shapes:
-    rules.append(Rule("embedding/bias", "patch_embed.proj.bias"))
-  counts = [(name, 1) for name in tokens]
-  if registers:
-    counts.append(("registers", registers))
-  for name, n in counts:
-    op = rename.reshape((n, width), (1, n, width))
-    rules.append(Rule(name, TOKENS[name], op))
-  return rules
-
-
-def _blocks(
-  shapes: Shapes, heads: int, width: int, mlp: int, gated: bool
-) -> list[Rule]:
-  ours, block = "encoder/blocks/", "blocks.{n}."
-  rules = [
-    *hub.norm(f"{ours}norm1", f"{block}norm1"),
-    *hub.norm(f"{ours}norm2", f"{block}norm2"),
-    Rule(
-      f"{ours}attention/out/kernel",
-      f"{block}attn.proj.weight",
-      rename.from_heads(heads),
-    ),
-    Rule(f"{ours}attention/out/bias", f"{block}attn.proj.bias"),
-    *hub.linear(f"{ours}mlp/down", f"{block}mlp.fc2"),
-  ]
-  for leaf, theirs in (("kernel", "weight"), ("bias", "bias")):
-    if f"blocks.0.attn.qkv.{theirs}" in shapes:
-      rules += rename.packed(
-        [
-          (f"{ours}attention/{x}/{leaf}", rename.to_heads(heads))
-          for x in ("query", "key", "value")
-        ],
-        f"{block}attn.qkv.{theirs}",
-        (width, width, width),
-      )
-    op = LINEAR if leaf == "kernel" else SAME
-    parts = ("gate", "up") if gated else ("up",)
-    rules += rename.packed(
-      [(f"{ours}mlp/{x}/{leaf}", op) for x in parts],
-      f"{block}mlp.fc1.{theirs}",
-      (mlp,) * len(parts),
-    )
-  if "blocks.0.ls1.gamma" in shapes:
-    rules += [
-      Rule(f"{ours}layer_scale{i}", f"{block}ls{i}.gamma") for i in (1, 2)
-    ]
-  return rules

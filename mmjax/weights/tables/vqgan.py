@@ -3,7 +3,8 @@
 The two name modules alike, "encoder.down.0.block.0.conv1" and
 "encoder/down_0/block_0/conv1"; PyTorch's kernels are OIHW, Flax's HWIO. All
 sizes stand in the shapes. Taming's own files hold the discriminator and the
-perceptual loss too, which are not read.
+perceptual loss too, which are not read. With Gumbel quantisation (GumbelVQ) the
+codebook is "quantize.embed", beside the logits of "quantize.proj".
 """
 
 import re
@@ -20,16 +21,15 @@ from mmjax.weights.tables import image_tokens
 # What taming's Encoder, Decoder and VQModel can and our model cannot.
 _ONLY = dict(double_z=False, resamp_with_conv=True, give_pre_end=False)
 
+# A convolution of one pixel as a matrix: [V D 1 1] -> [D V].
+_POINT = rename.Op(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
+
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
   """Returns the recipe of a VQGAN, or None for any other checkpoint."""
   names = checkpoint.tensors
-  if "encoder.conv_in.weight" in names and "quantize.embed.weight" in names:
-    raise errors.InputError(
-      f"weights path = {str(checkpoint.path)!r}: quantize.embed.weight is of "
-      "a VQGAN with Gumbel quantisation (GumbelVQ), which we do not have; take "
-      "one with a nearest-neighbour codebook (VQModel)."
-    )
+  if "quantize.embed.weight" in names and "quant_conv.weight" in names:
+    return _recipe(checkpoint, flax=False)
   if "quantize.embedding.weight" in names and "quant_conv.weight" in names:
     return _recipe(checkpoint, flax=False)
   if "quantize/embedding/embedding" in names and "quant_conv/kernel" in names:
@@ -59,7 +59,12 @@ def _recipe(checkpoint: Checkpoint, *, flax: bool) -> Recipe:
         f"{attention}; take the config that belongs to them."
       )
   multiples, blocks = sizes["ch_mult"], sizes["num_res_blocks"]
-  rules = _Rules(flax)
+  gumbel = "quantize.embed.weight" in checkpoint.tensors
+  if gumbel:
+    image_tokens.need(path, checkpoint.shapes, "quantize.proj.weight")
+    # Ids that are left out of the codes, as a file beside the weights.
+    image_tokens.check_is(path, config, dict(remap=None))
+  rules = _Rules(flax, gumbel)
   widths = [sizes["ch"] * n for n in multiples]
   rules.halves(widths, sizes["ch"], blocks, attention)
   return Recipe(
@@ -73,6 +78,7 @@ def _recipe(checkpoint: Checkpoint, *, flax: bool) -> Recipe:
       latent=sizes["z_channels"],
       codes=sizes["n_embed"],
       code_width=sizes["embed_dim"],
+      **({"quantiser": "gumbel"} if gumbel else {}),
       channels=sizes["in_channels"],
       out_channels=sizes["out_ch"],
       dropout=config.get("dropout", 0.0),
@@ -118,6 +124,8 @@ def _sizes(checkpoint: Checkpoint, flax: bool) -> dict[str, Any]:
   embedding = (
     "quantize/embedding/embedding" if flax else "quantize.embedding.weight"
   )
+  if embedding not in shapes:
+    embedding = "quantize.embed.weight"
   codes, code_width = shapes[embedding]
   io("encoder.down.0.block.0.conv1")  # there is a level
   wide = [io(f"encoder.down.{i}.block.0.conv1")[1] for i in levels]
@@ -153,8 +161,8 @@ def _name(theirs: str, flax: bool) -> str:
 class _Rules:
   """Collects rules for one of the two layouts, as `found`."""
 
-  def __init__(self, flax: bool):
-    self.flax = flax
+  def __init__(self, flax: bool, gumbel: bool):
+    self.flax, self.gumbel = flax, gumbel
     self.found: list[Rule] = []
 
   def halves(
@@ -201,6 +209,11 @@ class _Rules:
     self.conv("from_code", "post_quant_conv")
     theirs = "embedding" if self.flax else "weight"
     name = _name("quantize.embedding", self.flax)
+    if self.gumbel:
+      name, logits = "quantize.embed.", "quantize.proj."
+      self.found += image_tokens.conv(
+        "codebook/proj", logits, "weight", "bias", _POINT
+      )
     self.found.append(Rule("codebook/table", f"{name}{theirs}"))
 
   def conv(self, ours: str, theirs: str) -> None:

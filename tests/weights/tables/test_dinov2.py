@@ -1,11 +1,14 @@
 """DINOv2's table: published counts, registers, gates, traps."""
 
 import math
+import pathlib
 
+import jax
 import numpy as np
 import pytest
 
-from mmjax import errors
+from mmjax import build, errors
+from mmjax.weights import files, loading
 
 # As in facebook/dinov2-small, -base and -giant.
 BASE = dict(
@@ -103,3 +106,102 @@ def test_unknown_registers_and_rectangular_patches_are_refused(recorded):
 
   with pytest.raises(errors.InputError, match=r"patch_size = \[7, 7\]"):
     recorded("dinov2_registers", config=oblong)
+
+
+def official(width=384, depth=12, mlp=1536, registers=0, gated=False):
+  """Returns the shapes of an official file, written out by hand."""
+  found = {
+    "cls_token": (1, 1, width),
+    "pos_embed": (1, 1 + 37 * 37, width),
+    "mask_token": (1, width),
+    "patch_embed.proj.weight": (width, 3, 14, 14),
+    "patch_embed.proj.bias": (width,),
+    "norm.weight": (width,),
+    "norm.bias": (width,),
+  }
+  if registers:
+    found["register_tokens"] = (1, registers, width)
+  up, down = ("mlp.w12", "mlp.w3") if gated else ("mlp.fc1", "mlp.fc2")
+  for n in range(depth):
+    b = f"blocks.{n}."
+    for name, shape in {
+      "norm1": (width,),
+      "attn.qkv": (3 * width, width),
+      "attn.proj": (width, width),
+      "norm2": (width,),
+      up: ((1 + gated) * mlp, width),
+      down: (width, mlp),
+    }.items():
+      found |= {f"{b}{name}.weight": shape, f"{b}{name}.bias": shape[:1]}
+    found |= {f"{b}ls1.gamma": (width,), f"{b}ls2.gamma": (width,)}
+  return found
+
+
+def opened(shapes, config=None):
+  tensors = {
+    name: files.Tensor(shape, np.dtype("float32"), lambda: 1 / 0)
+    for name, shape in shapes.items()
+  }
+  return files.Checkpoint(pathlib.Path("there"), tensors, config or {})
+
+
+@pytest.mark.parametrize(
+  "shapes, published, heads, method",
+  [
+    (official(), 22_056_576, 6, "bicubic_offset"),
+    (official(registers=4), 22_058_112, 6, "bicubic_antialias"),
+    (official(1536, 40, 4096, 0, True), 1_136_480_768, 24, "bicubic_offset"),
+  ],
+)
+def test_its_authors_files(shapes, published, heads, method):
+  found = opened(shapes)
+  recipe = loading.recognise(found)
+  model = build.build("models", **recipe.model)
+  leaves = loading._declared(model, recipe)
+  loading._check(recipe, found, loading.rules.unbox(leaves))
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(leaves))
+  assert count + recipe.model["width"] == published  # the mask token
+  assert recipe.table == "dinov2" and recipe.model["heads"] == heads
+  assert recipe.model["interpolate"] == method
+  # What is written has no mask token, but says what it is.
+  del shapes["mask_token"]
+  assert loading.recognise(opened(shapes, recipe.config)).model == recipe.model
+
+
+@pytest.mark.parametrize(
+  "said, words",
+  [
+    (dict(num_heads=7), "num_heads = 7 does not divide"),
+    (dict(patch_size=16), "patch_size = 16: the tensors have 14"),
+    (dict(interpolate_offset=0.2), "'interpolate_offset': 0.2.*known are"),
+    (dict(block_chunks=4), "model_args.*'block_chunks'"),
+  ],
+)
+def test_arguments_of_its_authors_that_contradict(said, words):
+  with pytest.raises(errors.InputError, match=words):
+    loading.recognise(opened(official(), {"model_args": said}))
+
+
+def test_chunks_and_odd_positions_of_its_authors_files():
+  shapes = {
+    k.replace("blocks.", "blocks.0."): v
+    for k, v in official(registers=4).items()
+  }
+  with pytest.raises(errors.InputError, match="block_chunks=0"):
+    loading.recognise(opened(shapes))
+  shapes = official() | {"pos_embed": (1, 1 + 37 * 36, 384)}
+  with pytest.raises(errors.InputError, match=r"1332 positions.*no square"):
+    loading.recognise(opened(shapes))
+
+
+def test_the_offset_of_the_scale_matters(recorded):
+  """Of the same weights read as the hub's do, the reference is missed."""
+  _, out, want = recorded("dinov2_official")
+
+  def plain(config):
+    config["model_args"]["interpolate_offset"] = 0.0
+
+  _, other, _ = recorded("dinov2_official", config=plain)
+  scale = np.abs(want["0"]).max()
+  assert np.abs(out[0] - want["0"]).max() < 1e-5 * scale
+  assert np.abs(other[0] - want["0"]).max() > 1e-3 * scale

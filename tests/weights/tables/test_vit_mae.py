@@ -57,3 +57,41 @@ def test_a_missing_block_and_a_missing_field_are_named(recorded):
 
   with pytest.raises(errors.InputError, match="has no 'decoder_hidden_size'"):
     recorded("vit_mae", config=forget)
+
+
+def forget_mask(config):
+  del config["model_args"]["mask_ratio"]
+
+
+def test_its_authors_files_say_nothing_of_the_mask(recorded):
+  """Their constructor's values stand: 0.75, and pixels as they are."""
+  loaded, out, want = recorded("mae_official")
+  assert loaded.recipe.table == "vit_mae"
+  np.testing.assert_allclose(out[1]["loss"], want["1/loss"], rtol=1e-5)
+  assert loaded.model.normalised_targets and loaded.model.mask_ratio == 0.6
+  loaded, out, _ = recorded("mae_official", config=forget_mask)
+  assert loaded.model.mask_ratio == 0.75
+  assert out[1]["tokens"].shape[1] == 1 + 25 // 4
+
+
+@pytest.mark.parametrize(
+  "said, words",
+  [
+    (dict(num_heads=None), r"2 blocks of width 16 .*\"num_heads\": \.\.\."),
+    (dict(decoder_num_heads=0), "3 blocks of width 12 .*decoder_num_heads"),
+    (dict(decoder_num_heads=5), "decoder_num_heads = 5 does not divide"),
+    (dict(img_size=224), "img_size = 224: the tensors have 20"),
+    (dict(mlp_dim=3), "model_args.*'mlp_dim'"),
+  ],
+)
+def test_what_its_authors_files_cannot_be_is_named(recorded, said, words):
+  with pytest.raises(errors.InputError, match=words):
+    recorded("mae_official", config=lambda c: c["model_args"].update(said))
+
+
+def test_positions_of_its_authors_are_square(recorded):
+  def cut(tensors):
+    tensors["pos_embed"] = tensors["pos_embed"][:, :-1]
+
+  with pytest.raises(errors.InputError, match=r"24 positions.* no square"):
+    recorded("mae_official", tensors=cut)

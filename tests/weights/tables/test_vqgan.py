@@ -191,11 +191,22 @@ def test_a_config_flat_or_as_tamings_yaml_has_it():
     vqgan.build(checkpoint(SMALL, {**params, "n_embed": 1024}))
 
 
-def test_gumbel_quantisation_and_torn_files_are_refused():
+def test_gumbel_quantisation_has_logits_beside_its_codebook():
   gumbel = dict(SMALL)
-  gumbel["quantize.embed.weight"] = gumbel.pop("quantize.embedding.weight")
-  with pytest.raises(errors.InputError, match="GumbelVQ"):
+  codes, width = gumbel.pop("quantize.embedding.weight")
+  gumbel["quantize.embed.weight"] = (codes, width)
+  with pytest.raises(errors.InputError, match=r"no tensor 'quantize\.proj"):
     vqgan.build(checkpoint(gumbel))
+  gumbel["quantize.proj.weight"] = (codes, width, 1, 1)
+  gumbel["quantize.proj.bias"] = (codes,)
+  recipe, count = check(checkpoint(gumbel))
+  assert recipe.model["quantiser"] == "gumbel"
+  assert count == check(checkpoint(SMALL))[1] + width * codes + codes
+  with pytest.raises(errors.InputError, match=r"remap = 'used\.npy'"):
+    vqgan.build(checkpoint(gumbel, {"remap": "used.npy"}))
+
+
+def test_torn_files_are_refused():
   torn = {n: s for n, s in SMALL.items() if "encoder.down.0.block.0" not in n}
   with pytest.raises(errors.InputError, match=r"encoder\.down\.0\.block\.0"):
     vqgan.build(checkpoint(torn))
