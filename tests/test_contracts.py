@@ -30,6 +30,8 @@ def tiny_inputs(module):
     key = jax.random.key(i)
     if jnp.issubdtype(dtype, jnp.integer):
       x = jax.random.randint(key, (BATCH, *shape), 1, 50, dtype)
+    elif dtype == "bool":  # both occur: what each alone reads is used
+      x = jnp.arange(np.prod((BATCH, *shape))).reshape(BATCH, *shape) % 3 == 0
     else:
       x = jax.random.normal(key, (BATCH, *shape), dtype)
     inputs[name] = x

@@ -40,14 +40,21 @@ def drawn(model: Any, *args: Any, prefix: str = "params/") -> dict[str, Any]:
   found = {}
   for name, leaf in flat.items():
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    noise = rng.normal(size=leaf.shape)
+    # The decoder of captions stacks its blocks on the second axis.
+    second = "/EncDecBlock/" in name
+    shape = (
+      np.moveaxis(np.empty(leaf.shape), 1, 0).shape if second else leaf.shape
+    )
+    noise = rng.normal(size=shape)
     if name.endswith("kernel"):
       heads = name.split("/")[-2] in ("query", "key", "value")
-      fan_in = leaf.shape[-3] if heads else np.prod(leaf.shape[-3:-1])
+      fan_in = shape[-3] if heads else np.prod(shape[-3:-1])
       noise = noise / fan_in**0.5
     else:
       noise = 0.3 * noise + name.endswith("scale")
-    found[prefix + name] = noise.astype(np.float32)
+    noise = np.moveaxis(noise, 0, 1) if second else noise
+    # safetensors writes memory as it lies, whatever the strides.
+    found[prefix + name] = noise.astype(np.float32, order="C")
   return found
 
 
