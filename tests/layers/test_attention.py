@@ -55,7 +55,9 @@ def test_same_on_a_mesh_with_dropout_and_a_mask(key, kv_heads):
     return jnp.square(y).mean(), y
 
   # One jitted function a layout: the layout is no part of the cache's key.
-  make = lambda: jax.jit(lambda *a: jax.grad(f, has_aux=True)(*a))  # noqa: E731
+  def make():
+    return jax.jit(lambda *a: jax.grad(f, has_aux=True)(*a))
+
   want = make()(params, x, mask)
   with rules.Layout(mesh.make_mesh(dict(data=2, fsdp=2, tensor=2))).use():
     got = make()(params, x, mask)
@@ -75,7 +77,9 @@ def test_same_where_devices_share_a_sequence(key):
     y = layer.apply(params, x, None, mask, False, rngs={"dropout": key})
     return jnp.square(y).mean(), y
 
-  make = lambda: jax.jit(lambda *a: jax.grad(f, has_aux=True)(*a))  # noqa: E731
+  def make():
+    return jax.jit(lambda *a: jax.grad(f, has_aux=True)(*a))
+
   want = make()(params, x, mask)
   with rules.Layout(mesh.make_mesh(dict(data=2, tensor=2, context=2))).use():
     lowered = make().lower(params, x, mask)

@@ -137,18 +137,12 @@ def test_beams_move_their_cache_with_them(given):
 
 def test_samples(given):
   model, variables, prompt, inputs = given
-  draw = lambda seed, **kw: np.asarray(  # noqa: E731
-    generate(
-      model,
-      variables,
-      prompt,
-      inputs,
-      length=9,
-      sample=True,
-      rng=jax.random.key(seed),
-      **kw,
-    )
-  )
+
+  def draw(seed, **kw):
+    rng = jax.random.key(seed)
+    kw = dict(length=9, sample=True, rng=rng, **kw)
+    return np.asarray(generate(model, variables, prompt, inputs, **kw))
+
   assert (draw(0) != draw(1)).any()
   one = draw(0, top_k=1)
   greedy = generate(model, variables, prompt, inputs, length=9)

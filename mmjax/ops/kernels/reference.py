@@ -51,7 +51,7 @@ def attend(
   if mask is not None:
     scores = jnp.where(masks.dense(mask, T, S), scores, -jnp.inf)
   keep = None
-  if dropout_rate > 0.0:
+  if dropout_seeds is not None and dropout_rate > 0.0:
     kept = dropout.keep(
       jnp.reshape(dropout_seeds, (B, N, 1, 1)),
       jnp.arange(T).reshape(1, 1, T, 1),

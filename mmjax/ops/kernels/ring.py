@@ -78,7 +78,8 @@ def attend(
   Returns:
     [B T N H'] in the dtype of q.
   """
-  leaves, treedef = (), None
+  leaves: list[Any] = []
+  treedef: Any = None
   if mask is not None:
     leaves, treedef = jax.tree.flatten(mask)
   B, T, N, H = q_BTNH.shape
@@ -100,7 +101,7 @@ def attend(
     tuple(x for x, a in zip(leaves, how.axes, strict=True) if a == "k"),
   )
   fixed = tuple(x for x, a in zip(leaves, how.axes, strict=True) if a != "k")
-  out = _ring(how, q_BKRH, part, bias, fixed, dropout_seeds)
+  out: Any = _ring(how, q_BKRH, part, bias, fixed, dropout_seeds)
   out = out.reshape(B, K, N // K, T, -1).transpose(0, 3, 1, 2, 4)
   return out.reshape(B, T, N, -1).astype(q_BTNH.dtype)
 
@@ -176,8 +177,7 @@ def _backward(how, kept, d_out):
     more_v = jnp.einsum(
       "BKRS,BKRH->BKSH", kept, d_out, preferred_element_type=jnp.float32
     )
-    add = lambda a, b: a + b.astype(jnp.float32)  # noqa: E731
-    return add(d_q, more_q), d_bias, add(d_k, more_k), add(d_v, more_v)
+    return d_q + more_q, d_bias, d_k + more_k, d_v + more_v
 
   def step(carry, i):
     d_q, d_bias, part, d_k, d_v = carry
@@ -190,16 +190,16 @@ def _backward(how, kept, d_out):
     d_q, d_bias, d_k, d_v = state
     return (d_q, d_bias, onward, *_pass_on(how, (d_k, d_v))), None
 
-  zeros = lambda x: jnp.zeros(x.shape, jnp.float32)  # noqa: E731
   start = (
-    zeros(q_BKRH),
-    None if bias is None else zeros(bias),
+    _zeros(q_BKRH),
+    None if bias is None else _zeros(bias),
     part,
-    zeros(part.k),
-    zeros(part.v),
+    _zeros(part.k),
+    _zeros(part.v),
   )
   steps = jnp.arange(jax.lax.axis_size(how.axis))
-  (d_q, d_bias, _, d_k, d_v), _ = jax.lax.scan(step, start, steps)
+  end: Any = jax.lax.scan(step, start, steps)[0]
+  d_q, d_bias, _, d_k, d_v = end
   return (
     d_q.astype(q_BKRH.dtype),
     Part(
@@ -315,5 +315,9 @@ def _pass_on(how, tree):
   return jax.tree.map(lambda x: jax.lax.ppermute(x, how.axis, pairs), tree)
 
 
-def _no_gradient(x: jax.Array) -> np.ndarray:
+def _zeros(x: jax.Array) -> jax.Array:
+  return jnp.zeros(x.shape, jnp.float32)
+
+
+def _no_gradient(x: jax.Array) -> Any:
   return np.zeros(x.shape, jax.dtypes.float0)

@@ -19,7 +19,10 @@ def ids(rng, length):
 
 def case(name, rng):
   """Returns the mask and what else `attention` is given."""
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
   if name == "causal, softcap":
     return masks.Causal(2), dict(softcap=2.0)
   if name == "segments, bias":
