@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.layers.position import rotate
 from mmjax.ops import attention as ops
-from mmjax.ops import dropout
+from mmjax.ops import choice, dropout
+from mmjax.ops.bias import Bias
 from mmjax.ops.masks import Mask
 from mmjax.parallel import rules
 
@@ -137,7 +138,7 @@ class Attention(nn.Module):
     mask: Mask | None = None,
     deterministic: bool = True,
     *,
-    bias: jax.Array | None = None,
+    bias: jax.Array | Bias | None = None,
     positions: jax.Array | None = None,
     cache: KV | None = None,
     slot: jax.Array | None = None,
@@ -155,7 +156,7 @@ class Attention(nn.Module):
       x_q, x_kv: tokens.
       mask: over queries and keys, those of the cache if there is one.
       deterministic: no dropout.
-      bias: added to the scores, [B|1 N|1 T S].
+      bias: added to the scores, [B|1 N|1 T S], or a table of `ops.bias`.
       positions: int32 [B|1 T] of x_q, for rotary positions; None is 0, 1, ...
       cache: keys and values of this layer.
       slot: int32 scalar.
@@ -239,7 +240,7 @@ class Attention(nn.Module):
     k: jax.Array,
     v: jax.Array,
     mask: Mask | None,
-    bias: jax.Array | None,
+    bias: jax.Array | Bias | None,
     kv_name: str | None,
     deterministic: bool,
   ) -> jax.Array:
@@ -270,7 +271,9 @@ class Attention(nn.Module):
     q_names = ("batch", length, "heads", None)
     kv_names = ("batch", length, kv_name, None)
     bias_names = None
-    if bias is not None:
+    if isinstance(bias, Bias):
+      bias_names = ("heads",)
+    elif bias is not None:
       bias_names = tuple(
         name if size > 1 else None
         for name, size in zip(
@@ -288,7 +291,8 @@ class Attention(nn.Module):
         ("batch", "heads"),
       ],
       q_names,
-      check=axis is None,
+      # Pallas kernels and the ring are beyond what shard_map can check.
+      check=axis is None and choice.candidates(self.impl) == ("xla",),
     )(q, k, v, mask, bias, seeds)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mmjax.layers.attention import KV, Attention
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import norm
+from mmjax.ops.bias import Bias
 from mmjax.ops.masks import Mask
 from mmjax.parallel import rules
 
@@ -124,7 +125,8 @@ class Context:
 
   Attributes:
     mask: which token sees which.
-    bias: added to the scores of self-attention, [B|1 N|1 T S].
+    bias: added to the scores of self-attention, [B|1 N|1 T S], or a table of
+      `ops.bias` where there is no cache.
     positions: int32 [B|1 T], for rotary positions; None is 0, 1, ...
     memory: [B M D'] that cross-attention reads; None reads the cache.
     memory_mask: which token sees what of the memory.
@@ -132,7 +134,7 @@ class Context:
   """
 
   mask: Mask | None = None
-  bias: jax.Array | None = None
+  bias: jax.Array | Bias | None = None
   positions: jax.Array | None = None
   memory: jax.Array | None = None
   memory_mask: Mask | None = None

@@ -177,7 +177,7 @@ class DecoderLM(nn.Module):
     """Returns the tokens that the head reads, [B T D]; as `__call__`."""
     if positions is None and mask is not None:
       positions = _counted(mask)
-    seen = self._masks(masks.Causal(), lambda w: masks.Local(w - 1, 0))
+    seen = self._masks(masks.Causal(), masks.Banded)
     if mask is not None:
       seen = tuple(m & masks.Keys(mask) for m in seen)
     x = self.embed(tokens, positions, train=train)
@@ -236,12 +236,12 @@ class DecoderLM(nn.Module):
     """
     bias = None
     if self.posemb == "relative":
-      first = 0 if slot is None else slot
-      queries = first + jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-      keys = queries
+      bias = self.relative.spec()
       if cache is not None:
+        first = 0 if slot is None else slot
+        queries = first + jnp.arange(x.shape[1], dtype=jnp.int32)[None]
         keys = jnp.arange(cache.own.k.shape[2], dtype=jnp.int32)[None]
-      bias = self.relative(queries, keys)
+        bias = self.relative(queries, keys)
     out = self.decoder(
       x,
       mask,

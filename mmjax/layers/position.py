@@ -7,6 +7,7 @@ import numpy as np
 
 from mmjax import errors
 from mmjax.layers.interpolate import resize
+from mmjax.ops.bias import Buckets, relative_buckets
 from mmjax.parallel import rules
 
 
@@ -90,38 +91,12 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
   return out.astype(x.dtype)
 
 
-def relative_buckets(
-  distance: jax.Array, buckets: int, max_distance: int, bidirectional: bool
-) -> jax.Array:
-  """Sorts distances, key minus query, into buckets (T5, Raffel et al. 2020).
-
-  Half of the buckets are single distances, the others grow as a logarithm up
-  to max_distance. Bidirectional, half of all are for keys after the query;
-  else those fall into bucket 0.
-
-  Returns:
-    int32, of the shape of distance.
-  """
-  found = jnp.zeros_like(distance)
-  if bidirectional:
-    buckets //= 2
-    found = jnp.where(distance > 0, buckets, 0)
-    distance = jnp.abs(distance)
-  else:
-    distance = -jnp.minimum(distance, 0)
-  single = buckets // 2
-  ratio = jnp.maximum(distance, 1).astype(jnp.float32) / single
-  far = jnp.log(ratio) / np.log(max_distance / single) * (buckets - single)
-  far = jnp.minimum(single + far.astype(jnp.int32), buckets - 1)
-  return found + jnp.where(distance < single, distance, far)
-
-
 class RelativeBias(nn.Module):
   """A learned bias of the scores for each bucket of distance and each head.
 
   Attributes:
     heads: N.
-    buckets, max_distance, bidirectional: see `relative_buckets`.
+    buckets, max_distance, bidirectional: see `ops.bias.relative_buckets`.
   """
 
   heads: int
@@ -129,7 +104,13 @@ class RelativeBias(nn.Module):
   max_distance: int = 128
   bidirectional: bool = True
 
-  @nn.compact
+  def setup(self):
+    self.table = self.param(
+      "table",
+      rules.with_axes(nn.initializers.normal(0.02), (None, "heads")),
+      (self.buckets, self.heads),
+    )
+
   def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
     """Returns the bias, float32 [B|1 N T S].
 
@@ -137,18 +118,17 @@ class RelativeBias(nn.Module):
       queries: positions, int32 [B|1 T].
       keys: positions, int32 [B|1 S].
     """
-    table = self.param(
-      "table",
-      rules.with_axes(nn.initializers.normal(0.02), (None, "heads")),
-      (self.buckets, self.heads),
-    )
     found = relative_buckets(
       keys[:, None, :] - queries[:, :, None],
       self.buckets,
       self.max_distance,
       self.bidirectional,
     )
-    return jnp.moveaxis(jnp.take(table, found, axis=0), 3, 1)
+    return jnp.moveaxis(jnp.take(self.table, found, axis=0), 3, 1)
+
+  def spec(self) -> Buckets:
+    """Returns the bias of whole sequences, whose positions count from 0."""
+    return Buckets(self.table.T, self.max_distance, self.bidirectional)
 
 
 class LearnedGrid(nn.Module):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers.block import ORDERS, Block, Cache, Context, Cycle, Spec
+from mmjax.ops import attention as ops
+from mmjax.ops.bias import Bias
 from mmjax.ops.masks import Mask
 
 # Width, depth, heads and mlp of the encoders that papers name by letter.
@@ -69,7 +71,7 @@ class Stack(nn.Module):
     mask: Mask | tuple[Mask, ...] | None = None,
     deterministic: bool = True,
     *,
-    bias: jax.Array | None = None,
+    bias: jax.Array | Bias | None = None,
     positions: jax.Array | None = None,
     memory: jax.Array | None = None,
     memory_mask: Mask | None = None,
@@ -110,7 +112,7 @@ class Stack(nn.Module):
       )
     make = functools.partial(
       Context,
-      bias=bias,
+      bias=ops.settled(bias, x.shape[1], x.shape[1]),
       positions=positions,
       memory=memory,
       memory_mask=memory_mask,

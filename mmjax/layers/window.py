@@ -15,6 +15,7 @@ import numpy as np
 from mmjax.layers.attention import Attention
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import layer_norm
+from mmjax.ops.bias import Offsets
 from mmjax.ops.masks import Segments
 from mmjax.parallel import rules
 
@@ -34,20 +35,6 @@ def join(x: jax.Array, size: int, rows: int, columns: int) -> jax.Array:
   D = x.shape[-1]
   x = x.reshape(-1, rows // size, columns // size, size, size, D)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, D)
-
-
-def relative_index(size: int) -> np.ndarray:
-  """Returns where a window's table holds the bias of each query and key.
-
-  The table goes through rows, then columns, that lie between query and key,
-  each from 1 - size to size - 1.
-
-  Returns:
-    int [T S], T = S = size*size.
-  """
-  places = np.indices((size, size)).reshape(2, -1).T
-  between = places[:, None] - places[None] + size - 1
-  return between[..., 0] * (2 * size - 1) + between[..., 1]
 
 
 def regions(rows: int, columns: int, size: int, shift: int) -> np.ndarray:
@@ -120,7 +107,7 @@ class WindowAttention(nn.Module):
       rules.with_axes(nn.initializers.normal(0.02), (None, "heads")),
       ((2 * size - 1) ** 2, self.heads),
     )
-    bias = jnp.take(table, relative_index(size), axis=0).transpose(2, 0, 1)
+    bias = Offsets(table.T, size, size)
     x = rules.constrain(partition(x, size), "batch", None, "embed")
     x = Attention(
       self.heads,
@@ -128,7 +115,7 @@ class WindowAttention(nn.Module):
       dropout=self.dropout,
       dtype=self.dtype,
       name="attention",
-    )(x, None, mask, deterministic, bias=bias[None])
+    )(x, None, mask, deterministic, bias=bias)
     x = join(x, size, rows, columns)
     if shift is not None:
       x = _roll(x, shift)

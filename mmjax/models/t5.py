@@ -145,12 +145,11 @@ class T5(nn.Module):
     if decoder_tokens is None:
       return memory
     x = self.drop(self.embedding(decoder_tokens), deterministic=not train)
-    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     x = self.decoder(
       x,
       masks.Causal(),
       not train,
-      bias=self.decoder_bias(positions, positions),
+      bias=self.decoder_bias.spec(),
       memory=memory,
       memory_mask=_keys(mask),
     )
@@ -166,8 +165,7 @@ class T5(nn.Module):
     """Returns the encoder's features [B M D]; see `__call__`."""
     tokens = rules.constrain(tokens, "batch", None)
     x = self.drop(self.embedding(tokens), deterministic=not train)
-    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    bias = self.encoder_bias(positions, positions)
+    bias = self.encoder_bias.spec()
     x = self.encoder(x, _keys(mask), not train, bias=bias)
     return self.drop(self.encoder_norm(x), deterministic=not train)
 
@@ -260,7 +258,7 @@ def build(
     act: "relu" in version 1.0, "gelu" (tanh) in 1.1. gated: as in 1.1.
     tied: the head is the table of embeddings, as in 1.0.
     scale_head: features are multiplied by D**-0.5 before the head, as in 1.0.
-    buckets, max_distance: see `layers.position.relative_buckets`.
+    buckets, max_distance: see `ops.bias.relative_buckets`.
     epsilon: of the norms.
     dropout: rate.
     scan: loop over the blocks instead of unrolling them.

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import errors
-from mmjax.ops import dropout, masks
-from mmjax.ops.kernels import reference, ring
+from mmjax.ops import choice, dropout, masks
+from mmjax.ops.bias import Bias
+from mmjax.ops.kernels import ring
 
-IMPLEMENTATIONS = ("xla",)
+Shaped = jax.Array | jax.ShapeDtypeStruct
 
 
 def attention(
@@ -22,7 +23,7 @@ def attention(
   v: jax.Array,
   *,
   mask: masks.Mask | None = None,
-  bias: jax.Array | None = None,
+  bias: jax.Array | Bias | None = None,
   scale: float | None = None,
   softcap: float | None = None,
   dropout_rate: float = 0.0,
@@ -42,13 +43,15 @@ def attention(
       n // (N / K).
     v: values [B S K H'].
     mask: which query sees which key; None is all.
-    bias: added to the scaled, capped scores; [B|1 N|1 T|1 S|1].
+    bias: added to the scaled, capped scores; [B|1 N|1 T|1 S|1], or a table
+      with a rule (`ops.bias`), which kernels read where they need it.
     scale: of the products; None is H**-0.5.
     softcap: scores s become softcap * tanh(s / softcap), before the bias
       (Gemma 2).
     dropout_rate: probability in [0, 1) of dropping a weight.
     dropout_rng: one key, or the seeds uint32 [B N] of `dropout.seeds`.
-    impl: None picks the best implementation that can run; a name insists.
+    impl: "xla", "tpu" and "gpu" (our kernels), or "cudnn"; a name insists.
+      None is the best that can compute this, see `explain_attention`.
     axis: None, or inside `shard_map` the mesh axis that splits T and S: the
       arguments are this device's parts, but for the S of a bias, which is
       whole, and keys go round in a ring ("Ring attention", Liu et al. 2023).
@@ -58,11 +61,10 @@ def attention(
 
   Raises:
     InputError: shapes that do not fit each other, dropout without a key, or an
-      implementation that does not exist.
+      implementation that does not exist or cannot compute this.
   """
-  if impl is not None and impl not in IMPLEMENTATIONS:
-    raise errors.unknown("attention impl", impl, IMPLEMENTATIONS)
-  _check(q, k, v, mask, bias, 1 if axis is None else jax.lax.axis_size(axis))
+  parts = 1 if axis is None else jax.lax.axis_size(axis)
+  _check(q, k, v, mask, bias, parts)
   if not 0.0 <= dropout_rate < 1.0:
     raise errors.InputError(
       f"attention dropout_rate = {dropout_rate}: not in [0, 1); 0 is none."
@@ -92,16 +94,113 @@ def attention(
     dropout_seeds=seeds,
   )
   if axis is not None:
+    if impl not in (None, "xla"):
+      raise errors.InputError(
+        f"attention impl = {impl!r}: a ring over the axis {axis!r} computes in "
+        "XLA; take None."
+      )
+    if isinstance(bias, Bias):  # of this device's queries, and of all keys
+      whole = bias.dense(q.shape[1] * parts, k.shape[1] * parts)
+      first = jax.lax.axis_index(axis) * q.shape[1]
+      arguments["bias"] = jax.lax.dynamic_slice_in_dim(
+        whole, first, q.shape[1], axis=2
+      )
     return ring.attend(q, k, v, axis=axis, **arguments)
-  return reference.attend(q, k, v, **arguments)
+  taken = explain_attention(
+    q,
+    k,
+    v,
+    mask=arguments["mask"],
+    bias=bias,
+    softcap=softcap,
+    dropout_rate=dropout_rate,
+    impl=impl,
+  )
+  kernel = choice.kernel(taken.impl)
+  assert kernel is not None  # it has not refused
+  if isinstance(bias, Bias) and not getattr(kernel, "TABLES", False):
+    arguments["bias"] = bias.dense(q.shape[1], k.shape[1])
+  return kernel.attend(q, k, v, **arguments)
+
+
+def explain_attention(
+  q: Shaped,
+  k: Shaped,
+  v: Shaped,
+  *,
+  mask: masks.Mask | None = None,
+  bias: Shaped | Bias | None = None,
+  scale: float | None = None,
+  softcap: float | None = None,
+  dropout_rate: float = 0.0,
+  dropout_rng: jax.Array | None = None,
+  impl: str | None = None,
+  platform: str | None = None,
+) -> choice.Choice:
+  """Says what `attention` takes for these arguments, and why not another.
+
+  Args:
+    q, k, v, mask, bias, scale, softcap, dropout_rate, dropout_rng, impl: as of
+      `attention`; arrays may be `jax.ShapeDtypeStruct`s.
+    platform: "cpu", "gpu" or "tpu"; None is that of the mesh or of the default
+      device.
+
+  Returns:
+    A `Choice`; print it.
+
+  Raises:
+    InputError: as `attention`.
+  """
+  del scale, dropout_rng  # every implementation takes any
+  _check(q, k, v, mask, bias, 1)
+  bias_shape = (
+    None
+    if bias is None
+    else (
+      (1, q.shape[2], q.shape[1], k.shape[1])
+      if isinstance(bias, Bias)
+      else bias.shape
+    )
+  )
+  return choice.choose(
+    impl,
+    platform,
+    dict(
+      q_shape=q.shape,
+      k_shape=k.shape,
+      v_shape=v.shape,
+      dtype=q.dtype,
+      mask=mask,
+      bias=bias,
+      bias_shape=bias_shape,
+      softcap=softcap,
+      dropout_rate=dropout_rate,
+    ),
+  )
+
+
+def settled(
+  bias: jax.Array | Bias | None,
+  length_q: int,
+  length_k: int,
+  impl: str | None = None,
+) -> jax.Array | Bias | None:
+  """Returns a bias in the form that what may be taken for `impl` reads.
+
+  A table stays one where there is a kernel for it. Elsewhere each layer of a
+  stack would spread it to [1 N T S] anew; this does so once for all.
+  """
+  if not isinstance(bias, Bias) or choice.reads_tables(impl):
+    return bias
+  return bias.dense(length_q, length_k)
 
 
 def _check(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
+  q: Shaped,
+  k: Shaped,
+  v: Shaped,
   mask: masks.Mask | None,
-  bias: jax.Array | None,
+  bias: Shaped | Bias | None,
   parts: int,
 ) -> None:
   shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
@@ -120,7 +219,9 @@ def _check(
       "[B S K H'] share B, S, K and H, and N is a multiple of K."
     )
   full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1] * parts)
-  if bias is not None and (
+  if isinstance(bias, Bias):
+    _check_table(bias, q.shape[2], q.shape[1] * parts, full[3])
+  elif bias is not None and (
     bias.ndim != 4
     or any(b not in (1, f) for b, f in zip(bias.shape, full, strict=True))
   ):
@@ -132,3 +233,15 @@ def _check(
     raise errors.InputError(f"attention: q is {q.dtype}; give floats.")
   if mask is not None:
     masks.check(mask, q.shape[0], q.shape[1], k.shape[1], parts)
+
+
+def _check_table(bias: Bias, heads: int, length_q: int, length_k: int) -> None:
+  name, shape = type(bias).__name__, tuple(bias.table.shape)
+  if shape != (heads, bias.entries()):
+    raise errors.InputError(
+      f"attention: the table of the bias {name} has shape {shape}; give "
+      f"{(heads, bias.entries())}, one row for each head."
+    )
+  why = bias.misfit(length_q, length_k)
+  if why is not None:
+    raise errors.InputError(f"attention: bias {name}: {why}")

@@ -156,6 +156,10 @@ class Segments(Mask):
 
   q_ids: int32 [B T]; kv_ids: int32 [B S]. The id `pad_id` matches nothing,
   itself included: queries that are padding see no key at all.
+
+  Blocks are skipped by the least and greatest id they hold. Number segments as
+  they come, and padding at the end after the last one: a 0 among 7s makes a
+  block of 0 to 7, which may meet all.
   """
 
   AXES: ClassVar = {"q_ids": "q", "kv_ids": "k"}

@@ -11,11 +11,11 @@ from mmjax.layers.position import (
   LearnedGrid,
   LearnedSequence,
   RelativeBias,
-  relative_buckets,
   rotate,
   sincos1d,
   sincos2d,
 )
+from mmjax.ops.bias import relative_buckets
 
 
 def test_sincos2d_by_the_formula():
@@ -103,15 +103,6 @@ def test_rotation_turns_pairs_and_sees_only_distances(key):
   )
 
 
-def test_relative_buckets_of_t5():
-  # Recorded of T5Attention._relative_position_bucket, 8 buckets up to 20.
-  distance = np.array([[-30, -12, -7, -4, -3, -1, 0, 1, 2, 5, 9, 19, 40]])
-  got = relative_buckets(distance, 8, 20, bidirectional=True)
-  assert got.tolist() == [[3, 3, 3, 2, 2, 1, 0, 5, 6, 6, 7, 7, 7]]
-  got = relative_buckets(distance, 8, 20, bidirectional=False)
-  assert got.tolist() == [[7, 6, 5, 4, 3, 1, 0, 0, 0, 0, 0, 0, 0]]
-
-
 def test_relative_bias_reads_the_table(key):
   bias = RelativeBias(heads=3, buckets=8, max_distance=20)
   queries, keys = np.array([[0, 1], [4, 5]]), np.array([[0, 1, 9]] * 2)
@@ -124,3 +115,8 @@ def test_relative_bias_reads_the_table(key):
         distance = np.array([[keys[b, s] - queries[b, t]]])
         bucket = int(relative_buckets(distance, 8, 20, True)[0, 0])
         np.testing.assert_array_equal(out[b, :, t, s], table[bucket])
+  spec = bias.apply(variables, method="spec")
+  places = np.arange(4)[None]
+  np.testing.assert_array_equal(
+    spec.dense(4, 4), bias.apply(variables, places, places)
+  )

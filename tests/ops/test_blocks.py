@@ -107,7 +107,7 @@ def test_static_specs_are_classified_exactly(mask, block):
   )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(trees, sizes)
 def test_what_is_claimed_of_any_mask_holds(mask, block):
   want = truth(mask, *block)
