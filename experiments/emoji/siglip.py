@@ -8,7 +8,7 @@ Command: mmjax train --config experiments/emoji/siglip.py --workdir runs/emoji
   All folds: python tools/five_folds.py --workdir runs/folds
 Hardware: 2 CPU cores, at most 4 minutes.
 Expected: held-out concepts (200 per fold), name + tags, mean of five folds:
-  text->image R@5 at least 0.30; chance 0.025.
+  text->image R@5 at least 0.30 (measured: 0.304 +- 0.040); chance 0.025.
 Reproduction: B (public data, short training; the data is in the wheel).
 """
 
