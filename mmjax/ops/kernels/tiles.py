@@ -1,0 +1,161 @@
+"""Which tiles a kernel takes: a table of what was found best, then a rule.
+
+An entry says where it comes from: "static" (the compiler's schedule, nothing
+executed) or "measured on CHIP".
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  """Tiles of `tpu_whole`.
+
+  batch, kv_heads, groups: rows, key heads, and query heads of each, a program.
+  rows: queries a chunk, a multiple of 128 (or all).
+  unroll: heads whose code is laid side by side.
+  """
+
+  batch: int
+  kv_heads: int
+  groups: int
+  rows: int
+  unroll: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Flash:
+  """Tiles of `tpu_flash`: queries and keys a block, multiples of 128."""
+
+  block_q: int
+  block_k: int
+
+
+class Key(NamedTuple):
+  """What tiles depend on.
+
+  chip: "v5e", "v5p", "v6e", "tpu7x", or "h100" and so on.
+  kernel: "whole", "whole_backward", "flash", "flash_dq", "flash_dkv".
+  length: bucket of S, see `bucket`.
+  head_dim: H.
+  mask: "none", "static" or "data".
+  dtype: name.
+  """
+
+  chip: str | None
+  kernel: str
+  length: int
+  head_dim: int
+  mask: str
+  dtype: str
+
+
+class Entry(NamedTuple):
+  """Tiles and where they come from."""
+
+  tiles: Whole | Flash
+  provenance: str
+
+
+CHIPS = {  # names of devices in JAX
+  "TPU v5 lite": "v5e",
+  "TPU v5e": "v5e",
+  "TPU v5": "v5p",
+  "TPU v5p": "v5p",
+  "TPU v6 lite": "v6e",
+  "TPU v6e": "v6e",
+  "TPU7x": "tpu7x",
+  "TPU v7x": "tpu7x",
+}
+
+LONGEST = 1536  # what the whole-sequence kernel takes
+_VMEM = 24 * 2**20  # bytes a program of it plans with, half of what it may take
+_LANES = 128
+
+TABLE: dict[Key, Entry] = {}
+
+
+def bucket(length: int) -> int:
+  """Returns the bucket of a length: the next of 32, 64, 128, 256, ..."""
+  return max(32, 1 << (length - 1).bit_length())
+
+
+def lookup(key: Key) -> Entry | None:
+  """Returns the entry of a key, or None: then a rule decides."""
+  return TABLE.get(key)
+
+
+def flash(key: Key, size: int | None = None) -> Flash:
+  """Returns tiles for `tpu_flash`; size is what a static mask asks for."""
+  entry = lookup(key)
+  if entry is not None and isinstance(entry.tiles, Flash):
+    return entry.tiles
+  # What depends on the data is pruned by blocks, so they are smaller.
+  size = min(size or 1024, 512 if key.mask == "data" else 1024)
+  if key.head_dim > 128 or key.dtype != "bfloat16":
+    size = min(size, 512)
+  return Flash(size, size)
+
+
+def whole(
+  heads: tuple[int, int, int],
+  lengths: tuple[int, int],
+  widths: tuple[int, int],
+  itemsize: int,
+  bias: tuple[int, ...] | None,
+  sparse: bool,
+  key: Key,
+) -> Whole | None:
+  """Returns tiles for `tpu_whole`, or None where a head does not fit.
+
+  Args:
+    heads: (B, K, G), rows, key heads and query heads of each.
+    lengths: (T, S).
+    widths: (H, H').
+    itemsize: bytes of an element of q.
+    bias: its shape [B|1 N|1 T|1 S|1], or None.
+    sparse: whether the mask rules out blocks, which smaller chunks can skip.
+    key: for the table.
+  """
+  B, K, G = heads
+  T, S = lengths
+  rows = T if T <= 768 else 512
+  if sparse and T > 256:
+    rows = 256
+  if T % rows == 1:  # a chunk of one query would not use the MXU
+    rows += 128
+  entry = lookup(key)
+  if entry is not None and isinstance(entry.tiles, Whole):
+    rows = min(entry.tiles.rows, T)
+
+  def lanes(n: int) -> int:
+    return -(-n // _LANES) * _LANES
+
+  # Backward, which is larger: p, dp, ds in float32 and in the inputs' dtype.
+  chunk = min(rows, T) * lanes(S) * (12 + 2 * itemsize)
+  per_query = 2 * T * (2 * lanes(widths[0]) + lanes(widths[1])) * itemsize
+  per_key = 4 * S * (lanes(widths[0]) + lanes(widths[1])) * itemsize
+  sums = 4 * S * (lanes(widths[0]) + lanes(widths[1]))
+  if bias is not None:
+    per_query += 4 * lanes(bias[2]) * lanes(bias[3]) * 4
+  left = _VMEM - chunk - sums
+  if left < per_query + per_key:
+    return None
+
+  def fit(n: int, each: int, most: int) -> int:
+    most = max(1, min(most, left // each))
+    return max(m for m in range(1, n + 1) if n % m == 0 and m <= most)
+
+  if bias is not None and left < G * per_query + per_key:
+    return None  # its gradient wants all query heads of a key head
+  group = G if bias is not None else fit(G, per_query + per_key // G, 8)
+  if group < G:
+    return Whole(1, 1, group, rows)
+  head = G * per_query + per_key
+  # Work enough for a program: four heads of 197, dozens of 20.
+  most = max(1, min(32, 4 * 256 * 256 // (T * S * G)))
+  kv_heads = fit(K, head, max(most, 1))
+  batch = fit(B, head * K, max(most // K, 1)) if kv_heads == K else 1
+  unroll = 2 if max(T, S) <= 256 and kv_heads * batch * G % 2 == 0 else 1
+  return Whole(batch, kv_heads, group, rows, unroll)

@@ -1,0 +1,230 @@
+"""Attention on TPU: which of our Pallas kernels runs, and what none can do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax import errors
+from mmjax.ops import blocks, masks
+from mmjax.ops.kernels import (
+  tpu_flash,
+  tpu_flash_backward,
+  tpu_scores,
+  tpu_steps,
+  tpu_whole,
+)
+from mmjax.ops.kernels.tiles import (
+  CHIPS,
+  LONGEST,
+  Flash,
+  Key,
+  Whole,
+  bucket,
+  flash,
+  whole,
+)
+
+_SCALARS = 2**17  # 4-byte words of seeds or lengths that may go ahead
+_DTYPES = ("bfloat16", "float32")
+
+
+def refuses(
+  q_shape: Sequence[int],
+  k_shape: Sequence[int],
+  v_shape: Sequence[int],
+  dtype: Any,
+  *,
+  mask: masks.Mask | None = None,
+  bias_shape: Sequence[int] | None = None,
+  dropout_rate: float = 0.0,
+) -> str | None:
+  """Says why neither kernel can run; None if one can.
+
+  Args:
+    q_shape, k_shape, v_shape: of [B T N H], [B S K H] and [B S K H'].
+    dtype: of all three.
+    mask, dropout_rate: as of `attend`.
+    bias_shape: [B|1 N|1 T|1 S|1], or None.
+  """
+  B, T, N, H = q_shape
+  S = k_shape[1]
+  if jnp.dtype(dtype).name not in _DTYPES:
+    return f"q is {jnp.dtype(dtype).name}; the TPU kernels take {_DTYPES}"
+  if min(B, T, S, N, H, v_shape[3]) < 1:
+    return f"an axis of q {tuple(q_shape)} or k {tuple(k_shape)} is empty"
+  if max(H, v_shape[3]) > 1024:
+    return f"head_dim {max(H, v_shape[3])} is more than 1024"
+  if dropout_rate > 0.0 and B * N > _SCALARS:
+    return f"dropout has {B} x {N} seeds, more than {_SCALARS}"
+  if mask is not None and "b" in masks.leaf_axes(mask) and B > _SCALARS:
+    return f"the mask has {B} lengths, more than {_SCALARS}"
+  tiles = choose(
+    q_shape, k_shape, v_shape, dtype, mask=mask, bias_shape=bias_shape
+  )
+  return _too_many(T, S, tiles)
+
+
+def _too_many(T: int, S: int, tiles: Whole | Flash) -> str | None:
+  if isinstance(tiles, Whole) or not tpu_steps.too_many(
+    T, S, tiles.block_q, tiles.block_k
+  ):
+    return None
+  return (
+    f"{T} queries and {S} keys are too many blocks of {tiles.block_q} x "
+    f"{tiles.block_k} for the scalar memory"
+  )
+
+
+def choose(
+  q_shape: Sequence[int],
+  k_shape: Sequence[int],
+  v_shape: Sequence[int],
+  dtype: Any,
+  *,
+  mask: masks.Mask | None = None,
+  bias_shape: Sequence[int] | None = None,
+  chip: str | None = None,
+) -> Whole | Flash:
+  """Returns the tiles to take, which say the kernel: the table's, or a rule's.
+
+  Args:
+    q_shape, k_shape, v_shape, dtype, mask, bias_shape: as of `refuses`.
+    chip: as of `tiles.Key`; None asks the rule alone.
+  """
+  B, T, N, H = q_shape
+  S, K = k_shape[1:3]
+  name = jnp.dtype(dtype).name
+  kind = "none" if mask is None or isinstance(mask, masks.Full) else "static"
+  if kind == "static" and jax.tree.leaves(mask):
+    kind = "data"
+  if max(T, S) <= LONGEST:
+    found = whole(
+      (B, K, N // K),
+      (T, S),
+      (H, v_shape[3]),
+      np.dtype(jnp.dtype(dtype)).itemsize,
+      None if bias_shape is None else tuple(bias_shape),
+      sparse=kind != "none"
+      and bool((blocks.static_map(mask, T, S, 256, 256) == blocks.EMPTY).any()),
+      key=Key(chip, "whole", bucket(S), H, kind, name),
+    )
+    if found is not None:
+      return found
+  size = _block(mask, T, S) if kind == "static" else None
+  return flash(Key(chip, "flash", bucket(S), H, kind, name), size)
+
+
+def _block(mask: masks.Mask | None, T: int, S: int) -> int:
+  """Returns the size of block at which a mask leaves the least to do.
+
+  Smaller blocks skip more, and cost more a pair: by a guess, half as much again
+  at 256 as at 1024.
+  """
+  costs = {}
+  for size, each in ((1024, 1.0), (512, 1.15), (256, 1.5)):
+    kinds = blocks.static_map(mask, T, S, size, size)
+    costs[size] = each * size**2 * np.count_nonzero(kinds)
+  return min(costs, key=lambda size: costs[size])
+
+
+def attend(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  *,
+  mask: masks.Mask | None,
+  bias: jax.Array | None,
+  scale: float,
+  softcap: float | None,
+  dropout_rate: float,
+  dropout_seeds: jax.Array | None,
+  interpret: Any = False,
+  tiles: Whole | Flash | None = None,
+) -> jax.Array:
+  """Computes attention by the whole-sequence or the flash kernel.
+
+  Reverse-mode differentiable in q, k, v and bias. A query that may see no key
+  gets zero, and gives zero gradients. The products take the inputs' dtype and
+  sum in float32, as does the softmax; float32 inputs count in full.
+
+  Args:
+    q_BTNH, k_BSKH, v_BSKH, mask, bias, scale, softcap: as of
+      `ops.attention.attention`.
+    dropout_rate: probability of dropping a weight.
+    dropout_seeds: uint32 [B N] of `ops.dropout.seeds`, or None at rate 0.
+    interpret: as of `pallas_call`; True runs on a CPU.
+    tiles: which kernel and which tiles; None chooses.
+
+  Returns:
+    [B T N H'] in the dtype of q.
+
+  Raises:
+    InputError: what `refuses` refuses.
+  """
+  B, T, N, H = q_BTNH.shape
+  K = k_BSKH.shape[2]
+  shapes = (q_BTNH.shape, k_BSKH.shape, v_BSKH.shape)
+  shape = None if bias is None else bias.shape
+  given: dict[str, Any] = dict(mask=mask, bias_shape=shape)
+  why = refuses(*shapes, q_BTNH.dtype, dropout_rate=dropout_rate, **given)
+  if why is None and not q_BTNH.dtype == k_BSKH.dtype == v_BSKH.dtype:
+    why = f"q {q_BTNH.dtype}, k {k_BSKH.dtype}, v {v_BSKH.dtype} differ"
+  if why is None and dropout_rate > 0.0 and dropout_seeds is None:
+    why = f"dropout_rate = {dropout_rate} without dropout_seeds"
+  if tiles is None:
+    tiles = choose(*shapes, q_BTNH.dtype, chip=_chip(), **given)
+  else:
+    why = why or _too_many(T, k_BSKH.shape[1], tiles)
+  if why is not None:
+    raise errors.InputError(f"attention impl = 'tpu': {why}; take 'xla'.")
+  if isinstance(mask, masks.Full):
+    mask = None
+  rule = tpu_scores.Rule(
+    mask=None if mask is None else jax.tree.structure(mask),
+    axes=() if mask is None else masks.leaf_axes(mask),
+    scale=float(scale),
+    softcap=None if softcap is None else float(softcap),
+    rate=float(dropout_rate),
+    biased=bias is not None,
+  )
+  leaves = _leaves(mask)
+  seeds = None
+  if dropout_seeds is not None and dropout_rate > 0.0:
+    seeds = jax.lax.bitcast_convert_type(dropout_seeds, jnp.int32)
+  q = q_BTNH.swapaxes(1, 2)
+  k, v = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+  if isinstance(tiles, Flash):
+    plan = tpu_flash.Plan(rule, tiles, interpret)
+    out: Any = tpu_flash_backward.attend(plan, q, k, v, bias, leaves, seeds)
+    return out.swapaxes(1, 2)
+  if bias is not None:
+    heads = (1, 1) if bias.shape[1] == 1 else (K, N // K)
+    bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
+  q = q.reshape(B, K, N // K, T, H)
+  program = tpu_whole.Plan(rule, tiles, interpret)
+  out = tpu_whole.attend(program, q, k, v, bias, leaves, seeds)
+  return out.reshape(B, N, T, -1).swapaxes(1, 2)
+
+
+def _leaves(mask: masks.Mask | None) -> tuple[jax.Array, ...]:
+  """Returns a mask's data as kernels read it: int32 [B], [B 1 T] or [B 1 S]."""
+  if mask is None:
+    return ()
+  return tuple(
+    jnp.asarray(leaf).astype(jnp.int32)
+    if axis == "b"
+    else jnp.asarray(leaf).astype(jnp.int32)[:, None]
+    for leaf, axis in zip(
+      jax.tree.leaves(mask), masks.leaf_axes(mask), strict=True
+    )
+  )
+
+
+def _chip() -> str | None:
+  """Returns the chip the table knows, or None."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  kind = device.device_kind if device else jax.devices()[0].device_kind
+  return CHIPS.get(kind)

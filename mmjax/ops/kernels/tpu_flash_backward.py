@@ -1,0 +1,246 @@
+"""Gradients of `tpu_flash`, and the whole with its derivative.
+
+Two kernels, for the queries and for the keys and values, each computing the
+weights again from q, k and the log of their sums: nothing of T x S, and no
+partial sums, go to HBM. A bias that is trained has a third: its gradient is
+summed over the rows and heads that share it, before it is written.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from mmjax.ops.kernels import tpu_flash
+from mmjax.ops.kernels import tpu_scores as tile
+from mmjax.ops.kernels.tpu_flash import Call, Plan, Tile
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(
+  plan: Plan,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  bias: jax.Array | None,
+  leaves: tuple[jax.Array, ...],
+  seeds: jax.Array | None,
+) -> jax.Array:
+  """Computes attention; arguments as of `tpu_flash.Call`.
+
+  Returns:
+    [B N T H'].
+  """
+  return tpu_flash.forward(plan, (q, k, v, bias, leaves, seeds))[0]
+
+
+def _keep(plan, *args):
+  out, lse = tpu_flash.forward(plan, args)
+  return out, (args, out, lse)
+
+
+def _pull(plan, kept, d_out):
+  args, out, lse = kept
+  bias, leaves = args[3:5]
+  # What every score's gradient is shifted by: the mean of those of its row.
+  shift = jnp.einsum(
+    "BNTH,BNTH->BNT", out, d_out, preferred_element_type=jnp.float32
+  )[:, :, None]
+  rows = (d_out, lse, shift)
+  d_k, d_v = _of_keys(plan, args, rows)
+  d_bias: Any = None if bias is None else _of_bias(plan, args, rows)
+  none = tuple(None for _ in leaves)
+  return _of_queries(plan, args, rows), d_k, d_v, d_bias, none, None
+
+
+attend.defvjp(_keep, _pull)
+
+
+def _extra(call: Call, rows: Sequence[jax.Array]) -> list[Any]:
+  d_out, lse, shift = rows
+  return [
+    (d_out, call.of_queries(d_out.shape[-1])),
+    (lse, call.of_rows()),
+    (shift, call.of_rows()),
+  ]
+
+
+def _gradient(
+  t: Tile, q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, partial
+):
+  """Computes (weights, gradient of the scores after the soft-cap, slope)."""
+  _, lse_ref, shift_ref = t.rest[:3]
+  lse = tile.vector(lse_ref[...], 1 - t.keys)
+  shift = tile.vector(shift_ref[...], 1 - t.keys)
+  s, slope = t.scores(q, k, partial)
+  p = tile.power(t.rule, s - lse)
+  a, b = (d_out, v) if t.keys == 1 else (v, d_out)
+  ds = p * (t.thin(tile.dot(a, b, 1, 1)) - shift)
+  return p, ds, slope
+
+
+def _scaled(t: Tile, ds: jax.Array, slope: jax.Array | None, dtype: Any):
+  """Returns the gradient of the products q k'."""
+  ds = ds if slope is None else ds * slope
+  return (ds * t.rule.scale).astype(dtype)
+
+
+def _of_queries(plan, args, rows):
+  q = args[0]
+  B, N, _, H = q.shape
+  call = Call(plan, args, grid=(B, N, None), place=lambda b, n, p: (b, n, p))
+  return call.run(
+    _queries_kernel,
+    "attention_flash_dq",
+    _extra(call, rows),
+    [(jax.ShapeDtypeStruct(q.shape, q.dtype), call.of_queries(H))],
+    [pltpu.VMEM((call.block_q, H), jnp.float32)],
+    products=3,
+    parallel=2,
+  )[0]
+
+
+def _queries_kernel(call: Call, *refs):
+  t = Tile(call, refs, keys=1)
+  q_ref, k_ref, v_ref = t.refs[:3]
+  d_out_ref = t.rest[0]
+  dq_ref, sum_ref = t.rest[3:]
+
+  @pl.when(t.step.first)
+  def _():
+    sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
+
+  def body(partial):
+    q, k = q_ref[...], t.per_key(k_ref, partial)
+    v = t.per_key(v_ref, partial)
+    _, ds, slope = _gradient(t, q, k, v, d_out_ref[...], partial)
+    sum_ref[...] += tile.dot(_scaled(t, ds, slope, q.dtype), k, 1, 0)
+
+  t.each_kind(body)
+
+  @pl.when(t.step.last)
+  def _():
+    dq_ref[...] = sum_ref[...].astype(dq_ref.dtype)
+
+
+def _of_keys(plan, args, rows):
+  q, k, v = args[:3]
+  B, K = k.shape[:2]
+  G = q.shape[1] // K
+  # Heads that share keys come innermost: their sum stays in place.
+  call = Call(
+    plan,
+    args,
+    grid=(B, K, None, G),
+    place=lambda b, n, p, g: (b, n * G + g, p),
+    keys_major=True,
+  )
+  return call.run(
+    _keys_kernel,
+    "attention_flash_dkv",
+    _extra(call, rows),
+    [
+      (jax.ShapeDtypeStruct(x.shape, x.dtype), call.of_keys(x.shape[-1]))
+      for x in (k, v)
+    ],
+    [pltpu.VMEM((call.block_k, x.shape[-1]), jnp.float32) for x in (k, v)],
+    products=4,
+    parallel=2,
+  )
+
+
+def _keys_kernel(call: Call, *refs):
+  t = Tile(call, refs, keys=0)
+  q_ref, k_ref, v_ref = t.refs[:3]
+  d_out_ref, outs, sums = t.rest[0], t.rest[3:5], t.rest[5:]
+  g = t.programs[3]
+
+  @pl.when(t.step.first & (g == 0))
+  def _():
+    for ref in sums:
+      ref[...] = jnp.zeros(ref.shape, jnp.float32)
+
+  def body(partial):
+    q, d_out = t.queries(q_ref, partial), t.queries(d_out_ref, partial)
+    p, ds, slope = _gradient(t, q, k_ref[...], v_ref[...], d_out, partial)
+    if partial and call.T % call.block_q:
+      # Past the end there may be anything, NaN too.
+      inside = t.q < call.T
+      p, ds = jnp.where(inside, p, 0.0), jnp.where(inside, ds, 0.0)
+    sums[0][...] += tile.dot(_scaled(t, ds, slope, q.dtype), q, 1, 0)
+    sums[1][...] += tile.dot(t.thin(p).astype(q.dtype), d_out, 1, 0)
+
+  t.each_kind(body)
+
+  @pl.when(t.step.last & (g == call.group - 1))
+  def _():
+    for out, total in zip(outs, sums, strict=True):
+      out[...] = total[...].astype(out.dtype)
+
+
+def _of_bias(plan: Plan, args: Any, rows: Sequence[jax.Array]) -> jax.Array:
+  q, bias = args[0], args[3]
+  B, N = q.shape[:2]
+  rows_full, heads_full = bias.shape[0] > 1, bias.shape[1] > 1
+  heads = 1 if heads_full else N  # that share a bias
+
+  def place(b, n, p, r):
+    return (
+      b if rows_full else r // heads,
+      n if heads_full else r % heads,
+      p,
+    )
+
+  call = Call(
+    plan,
+    args,
+    grid=(*bias.shape[:2], None, (1 if rows_full else B) * heads),
+    place=place,
+    keys_major=bias.shape[2] == 1 and bias.shape[3] > 1,
+    every=True,
+  )
+  found = call.run(
+    _bias_kernel,
+    "attention_flash_dbias",
+    _extra(call, rows),
+    [(jax.ShapeDtypeStruct(bias.shape, jnp.float32), call.of_bias(bias.shape))],
+    [],
+    products=2,
+    parallel=2,
+  )[0]
+  return found.astype(bias.dtype)
+
+
+def _bias_kernel(call: Call, *refs):
+  t = Tile(call, refs, keys=1)
+  q_ref, k_ref, v_ref = t.refs[:3]
+  d_out_ref, out_ref = t.rest[0], t.rest[3]
+  p, r = t.programs[2:]
+  shape = call.inputs[3].shape[2:]
+  summed = [axis for axis, size in enumerate(shape) if size == 1]
+  new = r == 0
+  if len(summed) == 2:
+    new = new & (p == 0)
+  elif summed:
+    new = new & t.step.first
+
+  @pl.when(new)
+  def _():
+    out_ref[...] = jnp.zeros(out_ref.shape, jnp.float32)
+
+  def body(partial):
+    _, ds, _ = _gradient(
+      t, q_ref[...], k_ref[...], v_ref[...], d_out_ref[...], partial
+    )
+    allowed = t.allowed() if partial else None
+    if allowed is not None:
+      ds = jnp.where(allowed, ds, 0.0)
+    for axis in summed:
+      ds = ds.sum(axis, keepdims=True)
+    out_ref[...] += ds
+
+  t.each_kind(body)

@@ -1,0 +1,51 @@
+import pytest
+
+from mmjax.ops.kernels import tiles
+
+
+def _key(**given):
+  wanted = dict(
+    chip="v5e",
+    kernel="flash",
+    length=2048,
+    head_dim=64,
+    mask="none",
+    dtype="bfloat16",
+  )
+  return tiles.Key(**{**wanted, **given})
+
+
+def test_buckets_are_powers_of_two():
+  assert [tiles.bucket(n) for n in (1, 32, 33, 197, 256)] == [
+    32,
+    32,
+    64,
+    256,
+    256,
+  ]
+
+
+def test_the_table_comes_before_the_rule(monkeypatch):
+  key = _key()
+  rule = tiles.flash(key)
+  assert min(rule.block_q, rule.block_k) >= 512
+  found = tiles.Entry(tiles.Flash(256, 2048), "static, libtpu 0")
+  monkeypatch.setitem(tiles.TABLE, key, found)
+  assert tiles.flash(key) == found.tiles
+  assert tiles.flash(_key(chip="v6e")) == rule
+
+
+@pytest.mark.parametrize("chip", sorted(set(tiles.CHIPS.values())))
+def test_entries_say_where_they_come_from(chip):
+  for key, entry in tiles.TABLE.items():
+    assert entry.provenance and key.chip in {*tiles.CHIPS.values()}
+    assert key.length == tiles.bucket(key.length)
+  assert tiles.lookup(_key(chip=chip, length=7)) is None
+
+
+def test_a_head_that_does_not_fit_is_not_for_the_whole_kernel():
+  key = _key(kernel="whole")
+  args = ((1500, 1500), (64, 64), 2)
+  assert tiles.whole((1, 8, 1), *args, None, False, key) is not None
+  bias = (1, 8, 1500, 1500)
+  assert tiles.whole((1, 8, 1), *args, bias, False, key) is None

@@ -1,0 +1,330 @@
+"""The TPU kernels on a CPU, in interpret mode, against float64.
+
+A case asks several features at once, since its compilation takes seconds; the
+slow suite crosses every mask with every feature.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from mmjax import errors
+from mmjax.ops import dropout, masks
+from mmjax.ops.kernels import tpu
+from mmjax.ops.kernels.tiles import Flash, Whole
+
+B = 2
+FLASH = Flash(16, 16)
+PLAIN = dict(
+  mask=None,
+  bias=None,
+  scale=1.0,
+  softcap=None,
+  dropout_rate=0.0,
+  dropout_seeds=None,
+  interpret=True,
+)
+# What a number of the dtype may be off, by the size of the largest.
+WITHIN = {"float32": 3e-6, "bfloat16": 1.5e-2}
+
+
+def _ids(length, *runs):
+  """Rows of segment ids: a run (id, count) after the other, then padding."""
+  rows = np.zeros((len(runs), length), np.int32)
+  for row, run in zip(rows, runs, strict=True):
+    filled = np.repeat([i for i, _ in run], [n for _, n in run])
+    row[: len(filled)] = filled[:length]
+  return jnp.asarray(rows)
+
+
+def _mask(name, T, S):
+  """A mask of each kind for two rows; some rows see nothing."""
+  segments = masks.Segments(
+    _ids(T, [(1, 20), (2, 9)], [(5, 33), (6, 4)]),
+    _ids(S, [(1, 17), (2, 20)], [(6, 35)]),
+  )
+  positions = masks.Positions(
+    _ids(T, [(3, 5), (20, T)], [(7, T)]), _ids(S, [(3, S)], [(8, S)]), left=15
+  )
+  return {
+    "none": None,
+    "full": masks.Full(),
+    "causal": masks.Causal(S - T),
+    "causal_late": masks.Causal(-20),  # the first 20 queries see nothing
+    "prefix": masks.Prefix(21) | masks.Causal(),
+    "local": masks.Local(9, 4),
+    "banded": masks.Banded(11),
+    "row": masks.Row(20, 6, 8),
+    "column": masks.Column(20, 6, 8),
+    "conv": masks.Conv(20, 6, 8, 3),
+    "lengths": masks.KeyPadding(jnp.array([18, 0])),
+    "prefix_lengths": masks.PrefixLengths(jnp.array([30, 3])) | masks.Causal(),
+    "segments": segments,
+    "packed": segments & masks.Causal(),
+    "keys": masks.Keys(jnp.arange(2 * S).reshape(2, S) % 3 > 0),
+    "positions": positions,
+  }[name]
+
+
+NAMES = (
+  "none full causal causal_late prefix local banded row column conv lengths "
+  "prefix_lengths segments packed keys positions"
+).split()
+
+
+def _truth(args, d_out, mask, scale, softcap, rate, seeds):
+  """Returns the output and the gradients of q, k, v and bias, float64.
+
+  The closed form and its derivative, in NumPy.
+  """
+  q, k, v, bias = (None if x is None else np.asarray(x, float) for x in args)
+  d_out = np.asarray(d_out, float)
+  T, N = q.shape[1:3]
+  S, K = k.shape[1:3]
+  k, v = (np.repeat(x, N // K, axis=2) for x in (k, v))
+  s = np.einsum("BTNH,BSNH->BNTS", q, k) * scale
+  slope = 1.0
+  if softcap is not None:
+    slope = 1 - np.tanh(s / softcap) ** 2
+    s = softcap * np.tanh(s / softcap)
+  if bias is not None:
+    s = s + bias
+  seen = np.ones((1, 1, T, S), bool)
+  if mask is not None:
+    seen = np.asarray(masks.dense(mask, T, S))
+  e = np.where(seen, np.exp(s), 0.0)  # numbers are modest
+  total = e.sum(-1, keepdims=True)
+  p = e / np.where(total == 0.0, 1.0, total)
+  keep = 1.0
+  if rate:
+    at = np.arange(T).reshape(1, 1, T, 1), np.arange(S).reshape(1, 1, 1, S)
+    keep = dropout.keep(seeds.reshape(B, N, 1, 1), *at, rate)
+    keep = np.asarray(keep) / (1.0 - rate)
+  out = np.einsum("BNTS,BSNH->BTNH", p * keep, v)
+  d_v = np.einsum("BNTS,BTNH->BSNH", p * keep, d_out)
+  dp = np.einsum("BTNH,BSNH->BNTS", d_out, v) * keep
+  ds = p * (dp - (p * dp).sum(-1, keepdims=True))
+  found = [out]
+  d_bias = ds
+  ds = ds * slope * scale
+  found.append(np.einsum("BNTS,BSNH->BTNH", ds, k))
+  for x in (np.einsum("BNTS,BTNH->BSNH", ds, q), d_v):
+    found.append(x.reshape(B, S, K, N // K, -1).sum(3))
+  if bias is not None:
+    alike = tuple(axis for axis, n in enumerate(bias.shape) if n == 1)
+    found.append(d_bias.sum(alike, keepdims=True))
+  return found
+
+
+def _off(
+  name,
+  tiles,
+  T=37,
+  S=45,
+  N=2,
+  K=1,
+  H=20,
+  W=20,
+  bias=None,
+  softcap=None,
+  rate=0.0,
+  dtype="float32",
+  wrong=None,
+  interpret=True,
+):
+  """Returns the greatest differences, each by its size in the truth."""
+  mask = _mask(name, T, S)
+  draw = np.random.default_rng(T + S + H)
+  shapes = (B, T, N, H), (B, S, K, H), (B, S, K, W), (B, T, N, W)
+  q, k, v, d_out = (jnp.asarray(draw.normal(size=x), dtype) for x in shapes)
+  if bias is not None:
+    bias = jnp.asarray(draw.normal(size=bias), jnp.float32)
+  seeds = jnp.asarray(draw.integers(0, 2**32, (B, N)), jnp.uint32)
+  args = q, k, v, bias
+
+  @jax.jit
+  def run(args, d_out, mask):
+    def attend(q, k, v, bias):
+      return tpu.attend(
+        q,
+        k,
+        v,
+        mask=mask,
+        bias=bias,
+        scale=0.3,
+        softcap=softcap,
+        dropout_rate=rate,
+        dropout_seeds=seeds,
+        interpret=interpret,
+        tiles=tiles,
+      )
+
+    out, transpose = jax.vjp(attend, *args)
+    return out, transpose(d_out)
+
+  got = jax.tree.leaves(run(args, d_out, wrong or mask))
+  want = _truth(args, d_out, mask, 0.3, softcap, rate, seeds)
+  assert [x.shape for x in got] == [x.shape for x in want]
+  assert got[0].dtype == dtype
+  return [
+    np.abs(np.asarray(x, float) - y).max() / max(np.abs(y).max(), 1e-30)
+    for x, y in zip(got, want, strict=True)
+  ]
+
+
+FAST = {
+  "whole-none": dict(
+    name="none", tiles=Whole(2, 2, 1, 128, 2), K=2, W=12, T=19, S=21
+  ),
+  "whole-causal": dict(
+    name="causal_late",
+    tiles=Whole(1, 1, 2, 128),
+    bias=(1, 2, 37, 45),
+    softcap=2.0,
+  ),
+  "whole-segments": dict(
+    name="segments", tiles=Whole(1, 1, 1, 128), rate=0.3, dtype="bfloat16"
+  ),
+  "whole-lengths": dict(
+    name="lengths", tiles=Whole(2, 1, 2, 128), bias=(2, 1, 1, 45), rate=0.2
+  ),
+  "flash-none": dict(name="none", tiles=FLASH, K=2, W=12, T=16, S=21),
+  "flash-causal": dict(
+    name="causal_late", tiles=FLASH, bias=(1, 2, 37, 45), softcap=2.0
+  ),
+  "flash-packed": dict(
+    name="packed", tiles=FLASH, rate=0.3, dtype="bfloat16", T=45
+  ),
+}
+
+
+@pytest.mark.parametrize("case", FAST)
+def test_values_and_gradients(case):
+  off = _off(**FAST[case])
+  assert max(off) < WITHIN[FAST[case].get("dtype", "float32")], off
+
+
+@pytest.mark.parametrize("tiles", [Whole(1, 1, 2, 128), FLASH])
+def test_a_wrong_mask_is_noticed(tiles):
+  off = _off("causal", tiles, T=17, S=17, wrong=masks.Causal(1))
+  assert min(off) > 0.05, off
+
+
+FEATURES = (
+  dict(T=53, S=61, W=12, K=2),
+  dict(N=6, K=2, bias=(2, 6, 37, 45), softcap=3.0),
+  dict(rate=0.4, H=16, W=40, bias=(1, 1, 37, 1)),
+  dict(T=20, S=36, N=4, K=4, bias=(1, 4, 20, 36), rate=0.1, softcap=1.5),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", WITHIN)
+@pytest.mark.parametrize("feature", range(len(FEATURES)))
+@pytest.mark.parametrize("kernel", ["whole", "flash", "auto"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_mask_with_every_feature(name, kernel, feature, dtype):
+  given = FEATURES[feature]
+  groups = given.get("N", 2) // given.get("K", 1)
+  tiles = {"whole": Whole(1, 1, groups, 128), "flash": FLASH, "auto": None}
+  off = _off(name, tiles[kernel], dtype=dtype, **given)
+  assert max(off) < WITHIN[dtype], off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tiles", [Whole(2, 1, 2, 128), FLASH])
+@pytest.mark.parametrize("many", list(itertools.product((0, 1), repeat=4)))
+def test_a_bias_of_any_broadcast(many, tiles):
+  full = (2, 4, 37, 45)
+  bias = tuple(n if m else 1 for m, n in zip(many, full, strict=True))
+  off = _off("causal", tiles, N=4, K=2, bias=bias, rate=0.2)
+  assert max(off) < WITHIN["float32"], off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tiles", [Whole(1, 1, 2, 128), FLASH])
+@pytest.mark.parametrize("name", ["none", "causal", "segments"])
+def test_no_races(name, tiles):
+  given = dict(bias=(1, 2, 37, 45), rate=0.2)
+  interpret = pltpu.InterpretParams(detect_races=True)
+  off = _off(name, tiles, interpret=interpret, **given)
+  assert max(off) < WITHIN["float32"], off
+  from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+  assert not interpret_pallas_call.races.races_found
+
+
+def _plain(q, k, v, tiles, **given):
+  return tpu.attend(q, k, v, tiles=tiles, **{**PLAIN, **given})
+
+
+@pytest.mark.parametrize("tiles", [Whole(1, 1, 1, 128), FLASH])
+def test_rows_that_see_nothing_give_and_get_nothing(tiles):
+  q = jnp.ones((1, 20, 1, 16))
+  nothing = masks.Causal(-30)
+  out, transpose = jax.vjp(
+    lambda *qkv: _plain(*qkv, tiles, mask=nothing), q, q, q
+  )
+  for x in (out, *transpose(q)):
+    np.testing.assert_array_equal(x, 0.0)
+
+
+@pytest.mark.parametrize("tiles", [Whole(1, 1, 1, 128), FLASH])
+def test_a_bias_of_minus_infinity_is_a_mask(tiles):
+  q = jax.random.normal(jax.random.key(0), (1, 18, 1, 16))
+  bias = jnp.where(jnp.arange(18) < 16, -jnp.inf, 0.0).reshape(1, 1, 1, 18)
+  got = _plain(q, q, q, tiles, bias=bias, scale=0.0)
+  want = jnp.broadcast_to(q[:, 16:].mean(1, keepdims=True), q.shape)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_what_is_refused_is_said():
+  shape = (1, 5, 2, 8)
+  assert tpu.refuses(shape, shape, shape, jnp.bfloat16) is None
+  assert "float16" in tpu.refuses(shape, shape, shape, "float16")
+  wide = (1, 5, 2, 2000)
+  assert "head_dim 2000" in tpu.refuses(wide, wide, shape, "float32")
+  many = (2**14, 5, 16, 8)
+  assert "seeds" in tpu.refuses(many, many, many, "float32", dropout_rate=0.1)
+  long = (1, 2**20, 1, 128)
+  assert "blocks" in tpu.refuses(long, long, long, "bfloat16")
+  q = jnp.zeros(shape)
+  with pytest.raises(errors.InputError, match="differ"):
+    _plain(q, q, q.astype(jnp.bfloat16), None)
+  with pytest.raises(errors.InputError, match="head_dim 2000"):
+    _plain(*(jnp.zeros(wide),) * 3, None)
+
+
+def _choice(B, T, S, N, K, H, mask=None, bias=None):
+  return tpu.choose(
+    (B, T, N, H),
+    (B, S, K, H),
+    (B, S, K, H),
+    "bfloat16",
+    mask=mask,
+    bias_shape=bias,
+  )
+
+
+def test_short_sequences_are_attended_to_whole():
+  for T in (1, 20, 196, 197, 257, 729, 1024, 1500):
+    tiles = _choice(64, T, T, 12, 12, 64)
+    assert isinstance(tiles, Whole), T
+    assert 12 % tiles.kv_heads == 64 % tiles.batch == 0
+    assert tiles.rows == T or tiles.rows % 128 == 0
+    assert T % tiles.rows != 1 or T == 1
+  for T in (1537, 2048, 32768):
+    tiles = _choice(1, T, T, 12, 12, 128)
+    assert isinstance(tiles, Flash) and tiles.block_q >= 512, T
+
+
+def test_a_trained_bias_keeps_the_query_heads_of_a_key_head_together():
+  tiles = _choice(2, 300, 300, 8, 2, 64, bias=(1, 8, 300, 300))
+  assert isinstance(tiles, Whole) and tiles.groups == 4
+  assert isinstance(
+    _choice(2, 1500, 1500, 8, 1, 64, bias=(1, 8, 1500, 1500)), Flash
+  )
