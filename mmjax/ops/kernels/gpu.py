@@ -1,0 +1,274 @@
+"""Attention on a GPU: Pallas by the Triton route, for Ampere and Hopper.
+
+"FlashAttention-2", Dao 2023: a program holds a tile of queries and walks over
+the tiles of keys with a running softmax, so that no T x S array exists. Any
+lengths, any mask of the algebra, dense broadcastable bias with gradient,
+soft-cap, grouped heads, dropout, widths to 256. A query that sees no key gets
+a zero output and gives zero gradients. Reverse mode only: there is no rule for
+tangents.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from mmjax import errors
+from mmjax.ops import masks
+from mmjax.ops.kernels import gpu_backward
+from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_tiles import Extra, Plan, Tile, Tiles
+
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_WIDTH = 256
+_MAX_ELEMENTS = 2**31  # offsets of the Triton route are int32
+_MAX_GRID = 65_535  # of the second and third dimension of a CUDA grid
+
+
+def refuses(
+  q_shape: tuple[int, ...],
+  k_shape: tuple[int, ...],
+  v_shape: tuple[int, ...],
+  dtype: Any,
+  mask: masks.Mask | None = None,
+  bias_shape: tuple[int, ...] | None = None,
+) -> str | None:
+  """Says why the kernel cannot run; None if it can.
+
+  Soft-caps, dropout and scales are never refused, nor any mask.
+
+  Args:
+    q_shape, k_shape, v_shape: [B T N H], [B S K H] and [B S K H'].
+    dtype: the one dtype of q, k and v.
+    mask: the mask, or None.
+    bias_shape: [B|1 N|1 T|1 S|1], or None.
+  """
+  del mask
+  if jnp.dtype(dtype).name not in DTYPES:
+    return f"dtype {jnp.dtype(dtype).name}; it computes {', '.join(DTYPES)}"
+  for name, width in (("head_dim", q_shape[3]), ("value width", v_shape[3])):
+    if width > MAX_WIDTH:
+      return f"{name} {width}; at most {MAX_WIDTH} fit a tile"
+  shapes = [q_shape, k_shape, v_shape]
+  if bias_shape is not None:
+    shapes.append(bias_shape)
+  for shape in shapes:
+    size = math.prod(shape)
+    if size == 0:
+      return f"shape {tuple(shape)}; nothing to compute"
+    if size >= _MAX_ELEMENTS:
+      return f"shape {tuple(shape)}; offsets reach {_MAX_ELEMENTS} elements"
+  if max(q_shape[0], q_shape[2]) > _MAX_GRID:
+    return f"batch or heads of {tuple(q_shape)}; at most {_MAX_GRID}"
+  return None
+
+
+def choose_tiles(
+  queries: int, keys: int, width: int, dtype: Any
+) -> tuple[Tiles, ...]:
+  """Returns tiles for forward, dq, dk and dv, and the bias' gradient.
+
+  Chosen so that no kernel of the shape table spills registers (see
+  tools/compile_gpu.py), by no measurement: that needs a GPU.
+  """
+  wide = gt.padded(width)
+  if jnp.dtype(dtype).itemsize > 2:
+    side = 64 if wide <= 64 else 32
+    chosen = [(side, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 1)]
+  elif wide <= 64:
+    chosen = [(128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 1)]
+  elif wide <= 128:
+    chosen = [(128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1)]
+  else:
+    chosen = [(64, 64, 8, 1), (64, 32, 8, 1), (32, 64, 8, 1), (32, 32, 8, 1)]
+
+  def fit(block, length):
+    return max(16, min(block, pl.next_power_of_2(length)))
+
+  return tuple(
+    Tiles(fit(q, queries), fit(k, keys), w, s) for q, k, w, s in chosen
+  )
+
+
+def attend(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  *,
+  mask: masks.Mask | None,
+  bias: jax.Array | None,
+  scale: float,
+  softcap: float | None,
+  dropout_rate: float,
+  dropout_seeds: jax.Array | None,
+  interpret: bool = False,
+  tiles: tuple[Tiles, ...] | None = None,
+) -> jax.Array:
+  """Computes softmax(cap(scale q k') + bias, where mask) v.
+
+  Scores, softmax and sums are float32; products take the inputs' dtype, and
+  float32 is computed as float32, not as tf32. Arguments as in
+  `ops.attention.attention`, already checked; dropout_seeds is [B N].
+
+  Args:
+    interpret: run on the CPU, for tests.
+    tiles: instead of `choose_tiles`; powers of two of at least 16.
+
+  Returns:
+    [B T N H'] in the dtype of q; differentiable by q, k, v and bias.
+
+  Raises:
+    InputError: what `refuses` says, or dtypes of q, k and v that differ.
+  """
+  why = refuses(
+    q_BTNH.shape,
+    k_BSKH.shape,
+    v_BSKH.shape,
+    q_BTNH.dtype,
+    mask,
+    None if bias is None else bias.shape,
+  )
+  if not q_BTNH.dtype == k_BSKH.dtype == v_BSKH.dtype:
+    dtypes = ", ".join(x.dtype.name for x in (q_BTNH, k_BSKH, v_BSKH))
+    why = f"q, k and v of {dtypes}; give them one dtype"
+  if why is not None:
+    raise errors.InputError(f"attention impl 'gpu' refuses {why}.")
+  if isinstance(mask, masks.Full):
+    mask = None
+  B, T, N, H = q_BTNH.shape
+  S, K, width = v_BSKH.shape[1:]
+  if tiles is None:
+    tiles = choose_tiles(T, S, max(H, width), q_BTNH.dtype)
+  plan = Plan(
+    B,
+    T,
+    S,
+    N,
+    K,
+    H,
+    width,
+    scale=float(scale),
+    softcap=None if softcap is None else float(softcap),
+    rate=float(dropout_rate),
+    mask=None if mask is None else jax.tree.structure(mask),
+    axes=() if mask is None else masks.leaf_axes(mask),
+    bias=None if bias is None else tuple(bias.shape),
+    tiles=tiles,
+    interpret=interpret,
+  )
+  seeds = dropout_seeds if dropout_rate > 0.0 else None
+  return _attend(plan, q_BTNH, k_BSKH, v_BSKH, bias, gt.as_leaves(mask), seeds)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan, q, k, v, bias, leaves, seeds):
+  return _forward(plan, q, k, v, Extra(leaves, bias, seeds))[0]
+
+
+def _attend_fwd(plan, q, k, v, bias, leaves, seeds):
+  extra = Extra(leaves, bias, seeds)
+  out, lse = _forward(plan, q, k, v, extra)
+  return out, (q, k, v, extra, out, lse)
+
+
+def _attend_bwd(plan, residuals, d_out):
+  q, k, v, extra, out, lse = residuals
+  found = gpu_backward.gradients(plan, q, k, v, extra, out, lse, d_out)
+  return *found, None, None
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _forward(
+  plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, extra: Extra
+) -> tuple[jax.Array, jax.Array]:
+  """Returns [B T N H'] and the log2 of each row's sum, float32 [B N T]."""
+  tiles = plan.tiles[0]
+  kinds = plan.kinds(extra.leaves, tiles)
+  walk = gt.walk(kinds, tail=plan.S % tiles.k > 0)
+  rows = pl.cdiv(plan.T, tiles.q)
+
+  def row(i):
+    return rows - 1 - i if walk.last_first else i
+
+  def at(i, n, b):
+    return b, n
+
+  def at_kv(i, n, b):
+    return b, jax.lax.div(n, plan.group)
+
+  out = jax.ShapeDtypeStruct((plan.B, plan.T, plan.N, plan.width), q.dtype)
+  lse = jax.ShapeDtypeStruct((plan.B, plan.N, plan.T), jnp.float32)
+  call = pl.pallas_call(
+    functools.partial(_forward_kernel, plan, tiles, walk, row),
+    grid=(rows, plan.N, plan.B),
+    in_specs=[
+      gt.array_spec(plan.T, tiles.q, plan.H, at),
+      gt.array_spec(plan.S, tiles.k, plan.H, at_kv),
+      gt.array_spec(plan.S, tiles.k, plan.width, at_kv),
+      gt.extra_specs(plan, tiles, extra, at),
+      walk.specs(lambda i, n, b: (b, row(i))),
+    ],
+    out_specs=[
+      pl.BlockSpec(
+        (None, tiles.q, None, gt.padded(plan.width)),
+        lambda i, n, b: (b, row(i), n, 0),
+      ),
+      pl.BlockSpec((None, None, tiles.q), lambda i, n, b: (b, n, row(i))),
+    ],
+    out_shape=[out, lse],
+    cost_estimate=plan.cost(
+      2 * (plan.H + plan.width), kinds, q, k, v, extra, out, lse
+    ),
+    compiler_params=tiles.params(),
+    interpret=plan.interpret,
+    name="attention_forward",
+  )
+  out, lse = call(q, k, v, extra, walk.tables)
+  return out, lse
+
+
+def _forward_kernel(
+  plan, tiles, walk, row, q_ref, k_ref, v_ref, extra, tables, out_ref, lse_ref
+):
+  q0 = row(pl.program_id(0)) * tiles.q
+  q = gt.load(q_ref, 0, q0, tiles.q, plan.T, 0, plan.H)
+
+  def body(j, carry, partial):
+    top, total, acc = carry
+    k0 = j * tiles.k
+    tile = Tile(plan, tiles, extra, 0, 0, q0, k0)
+    k = gt.load(k_ref, 0, k0, tiles.k, plan.S, 0, plan.H, tail=partial)
+    logits, _ = tile.logits(gt.products(q, k))
+    seen = tile.seen() if partial else None
+    if seen is not None:
+      logits = jnp.where(seen, logits, -jnp.inf)
+    new = jnp.maximum(top, logits.max(1))
+    # Of a row that has seen nothing yet: -inf - -inf would be NaN.
+    shift = jnp.where(new == -jnp.inf, 0.0, new)
+    weights = jnp.exp2(logits - shift[:, None])
+    fade = jnp.exp2(top - shift)
+    total = total * fade + weights.sum(1)
+    v = gt.load(v_ref, 0, k0, tiles.k, plan.S, 0, plan.width, tail=partial)
+    acc = tuple(x * fade[:, None] for x in acc)
+    return new, total, gt.add_mixed(acc, tile.kept(weights), v)
+
+  top = jnp.full((tiles.q,), -jnp.inf, jnp.float32)
+  start = (top, jnp.zeros_like(top), gt.zeros(tiles.q, plan.width))
+  top, total, acc = walk.run(tables, body, start)
+  empty = total == 0.0
+  share = 1.0 / (jnp.where(empty, 1.0, total) * (1.0 - plan.rate))
+  gt.store(
+    out_ref, tuple(x * share[:, None] for x in acc), q0, plan.T, plan.width
+  )
+  # Rows without keys: their weights exp2(logit - inf) are zero.
+  lse = jnp.where(empty, jnp.inf, top + jnp.log2(jnp.where(empty, 1.0, total)))
+  inside = None
+  if plan.T % tiles.q:
+    inside = (q0 + jnp.arange(tiles.q)) < plan.T
+  triton.store(lse_ref, lse, mask=inside)

@@ -1,0 +1,363 @@
+"""The GPU kernels on a CPU, in interpret mode, against float64.
+
+What a case asks is several features at once: a compilation costs seconds.
+"""
+
+import itertools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from mmjax import errors
+from mmjax.ops import dropout, masks
+from mmjax.ops.kernels import gpu
+from mmjax.ops.kernels.gpu_tiles import Tiles
+
+SMALL = (Tiles(16, 16),) * 4
+UNEVEN = (Tiles(32, 16), Tiles(16, 32), Tiles(32, 16), Tiles(16, 32))
+# No time for LLVM to make the interpreter fast: most of a test is compilation.
+QUICK = {"xla_backend_optimization_level": 0}
+# What a float of the dtype may be off, by the size of the numbers.
+WITHIN = {"float32": 1e-5, "bfloat16": 1.2e-2, "float16": 2e-3}
+
+
+def _ids(length, *runs):
+  """Rows of segment ids: a run (id, count) after the other, then padding."""
+  rows = np.zeros((len(runs), length), np.int32)
+  for row, run in zip(rows, runs, strict=True):
+    filled = np.repeat([i for i, _ in run], [n for _, n in run])
+    row[: len(filled)] = filled[:length]
+  return jnp.asarray(rows)
+
+
+def _masks(T, S):
+  """A mask of each kind, for two rows, some of which see nothing."""
+  positions = _ids(T, [(3, 5), (20, T)], [(7, T)]), _ids(S, [(3, S)], [(8, S)])
+  return {
+    "none": None,
+    "full": masks.Full(),
+    "causal": masks.Causal(S - T),
+    "causal_late": masks.Causal(-20),  # the first 20 queries see nothing
+    "prefix": masks.Prefix(21) | masks.Causal(),
+    "local": masks.Local(9, 4),
+    "banded": masks.Banded(11),
+    "row": masks.Row(20, 6, 8),
+    "column": masks.Column(20, 6, 8),
+    "conv": masks.Conv(20, 6, 8, 3),
+    "lengths": masks.KeyPadding(jnp.array([18, 0])),
+    "prefix_lengths": masks.PrefixLengths(jnp.array([30, 3])) | masks.Causal(),
+    "segments": masks.Segments(
+      _ids(T, [(1, 20), (2, 9)], [(5, 33), (6, 4)]),
+      _ids(S, [(1, 17), (2, 20)], [(6, 35)]),
+    ),
+    "packed": masks.Segments(
+      _ids(T, [(1, 20), (2, 9)], [(5, T)]),
+      _ids(S, [(1, 17), (2, 20)], [(5, S)]),
+    )
+    & masks.Causal(),
+    "keys": masks.Keys(jnp.arange(2 * S).reshape(2, S) % 3 > 0),
+    "positions": masks.Positions(*positions, left=15),
+  }
+
+
+def _truth(args, d_out, mask, scale: float, softcap, rate, seeds):
+  """Returns the output and gradients of q, k, v and bias, float64."""
+  B, T, N, _ = args[0].shape
+  S, K = args[1].shape[1:3]
+  if rate:
+    at_q, at_k = np.ix_([0], [0], range(T), range(S))[2:]
+    keep = dropout.keep(seeds.reshape(B, N, 1, 1), at_q, at_k, rate)
+  seen = np.ones((1, 1, T, S), bool)
+  if mask is not None:
+    seen = np.asarray(masks.dense(mask, T, S))
+  with jax.enable_x64(True):
+
+    def up(x) -> Any:
+      return None if x is None else jnp.asarray(np.asarray(x, np.float64))
+
+    def loss(args):
+      q, k, v, bias = args
+      k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+      x = jnp.einsum("BTNH,BSNH->BNTS", q, k) * scale
+      if softcap is not None:
+        x = softcap * jnp.tanh(x / softcap)
+      if bias is not None:
+        x = x + bias
+      # Unnormalised weights of modest numbers need no maximum.
+      weights = jnp.where(seen, jnp.exp(x), 0.0)
+      total = weights.sum(-1, keepdims=True)
+      weights = weights / jnp.where(total == 0.0, 1.0, total)
+      if rate:
+        weights = weights * np.asarray(keep) / (1.0 - rate)
+      out = jnp.einsum("BNTS,BSNH->BTNH", weights, v)
+      return (out * up(d_out)).sum(), out
+
+    grad, out = jax.grad(loss, has_aux=True)(tuple(map(up, args)))
+    return [np.asarray(x) for x in jax.tree.leaves((out, grad))]
+
+
+def _case(
+  mask,
+  T=37,
+  S=45,
+  N=2,
+  K=1,
+  H=20,
+  W=20,
+  bias=None,
+  softcap=None,
+  rate=0.0,
+  dtype="float32",
+  tiles=SMALL,
+  wrong=None,
+  B=2,
+):
+  """Returns the greatest differences, by the truth's size if above 1."""
+  draw = np.random.default_rng(T + S + H)
+  shapes = (B, T, N, H), (B, S, K, H), (B, S, K, W), (B, T, N, W)
+  q, k, v, d_out = (jnp.asarray(draw.normal(size=x), dtype) for x in shapes)
+  if bias is not None:
+    bias = jnp.asarray(draw.normal(size=bias), jnp.float32)
+  seeds = jnp.asarray(draw.integers(0, 2**32, (B, N)), jnp.uint32)
+  args = q, k, v, bias
+  given: dict[str, Any] = dict(scale=0.3, softcap=softcap)
+
+  def run(args, d_out, mask):
+    def attend(q, k, v, bias):
+      return gpu.attend(
+        q,
+        k,
+        v,
+        mask=mask,
+        bias=bias,
+        dropout_rate=rate,
+        dropout_seeds=seeds,
+        interpret=True,
+        tiles=tiles,
+        **given,
+      )
+
+    out, transpose = jax.vjp(attend, *args)
+    return out, transpose(d_out)
+
+  got = jax.jit(run, compiler_options=QUICK)(args, d_out, wrong or mask)
+  want = _truth(args, d_out, mask, rate=rate, seeds=seeds, **given)
+  got = [np.asarray(x, np.float64) for x in jax.tree.leaves(got)]
+  assert [x.shape for x in got] == [x.shape for x in want]
+  return [
+    np.abs(x - y).max() / max(np.abs(y).max(), 1.0)
+    for x, y in zip(got, want, strict=True)
+  ]
+
+
+FAST = {
+  "none": dict(S=20, T=13, W=24, tiles=UNEVEN),
+  "causal_late": dict(N=4, K=2, bias=(1, 4, 37, 45), softcap=2.0),
+  "lengths": dict(H=72, W=8, dtype="bfloat16"),
+  "packed": dict(rate=0.2, dtype="float16", T=45),
+  "conv": dict(T=64, S=64, bias=(2, 1, 1, 64), rate=0.3, tiles=UNEVEN),
+}
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_values_and_gradients(name):
+  given = FAST[name]
+  mask = _masks(given.get("T", 37), given.get("S", 45))[name]
+  off = _case(mask, **given)
+  assert max(off) < WITHIN[given.get("dtype", "float32")], off
+
+
+def test_wrong_mask_is_noticed():
+  off = _case(masks.Causal(), T=17, S=17, wrong=masks.Causal(1))
+  assert min(off) > 0.05, off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", WITHIN)
+@pytest.mark.parametrize("feature", range(4))
+@pytest.mark.parametrize("name", _masks(1, 1))
+def test_every_mask_with_every_feature(name, feature, dtype):
+  given = [
+    dict(T=53, S=61, tiles=UNEVEN),
+    dict(N=6, K=2, bias=(2, 6, 37, 45), softcap=3.0),
+    dict(rate=0.4, H=16, W=40, tiles=UNEVEN),
+    dict(T=20, S=36, N=4, K=4, bias=(1, 4, 20, 36), rate=0.1, softcap=1.5),
+  ][feature]
+  mask = _masks(given.get("T", 37), given.get("S", 45))[name]
+  off = _case(mask, dtype=dtype, **given)
+  assert max(off) < WITHIN[dtype], off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("many", list(itertools.product((0, 1), repeat=4)))
+def test_bias_of_any_broadcast(many):
+  full = (2, 4, 37, 45)
+  bias = tuple(n if m else 1 for m, n in zip(many, full, strict=True))
+  off = _case(masks.Causal(3), N=4, K=2, bias=bias, rate=0.2)
+  assert max(off) < WITHIN["float32"], off
+
+
+def test_rows_that_see_nothing_give_and_get_nothing():
+  q = jnp.ones((1, 20, 1, 16))
+
+  def out(q, k, v):
+    return gpu.attend(
+      q,
+      k,
+      v,
+      mask=masks.KeyPadding(jnp.array([0])),
+      bias=None,
+      scale=1.0,
+      softcap=None,
+      dropout_rate=0.0,
+      dropout_seeds=None,
+      interpret=True,
+      tiles=SMALL,
+    )
+
+  def run(q):
+    got, transpose = jax.vjp(out, q, q, q)
+    return got, *transpose(q)
+
+  for x in jax.jit(run, compiler_options=QUICK)(q):
+    np.testing.assert_array_equal(x, 0.0)
+
+
+def test_a_bias_of_minus_infinity_is_a_mask():
+  q = jax.random.normal(jax.random.key(0), (1, 18, 1, 16))
+  bias = jnp.where(jnp.arange(18) < 16, -jnp.inf, 0.0).reshape(1, 1, 1, 18)
+  got = gpu.attend(
+    q,
+    q,
+    q,
+    mask=None,
+    bias=bias,
+    scale=0.0,
+    softcap=None,
+    dropout_rate=0.0,
+    dropout_seeds=None,
+    interpret=True,
+    tiles=SMALL,
+  )
+  want = jnp.broadcast_to(q[:, 16:].mean(1, keepdims=True), q.shape)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_what_is_refused_is_said():
+  shape = (1, 5, 2, 8)
+  assert gpu.refuses(shape, shape, shape, jnp.bfloat16) is None
+  assert "float64" in str(gpu.refuses(shape, shape, shape, "float64"))
+  wide = (1, 5, 2, 320)
+  assert "head_dim 320" in str(gpu.refuses(wide, wide, shape, "float32"))
+  assert "value width" in str(gpu.refuses(shape, shape, wide, "float32"))
+  long = (64, 2**17, 16, 128)
+  assert "offsets" in str(gpu.refuses(long, shape, shape, "float32"))
+  q = jnp.zeros(shape)
+  plain: dict[str, Any] = dict(
+    mask=None,
+    bias=None,
+    scale=1.0,
+    softcap=None,
+    dropout_rate=0.0,
+    dropout_seeds=None,
+    interpret=True,
+  )
+  with pytest.raises(errors.InputError, match="one dtype"):
+    gpu.attend(q, q, q.astype(jnp.bfloat16), **plain)
+  with pytest.raises(errors.InputError, match="head_dim 320"):
+    wide = jnp.zeros(wide)
+    gpu.attend(wide, wide, wide, **plain)
+
+
+def test_tiles_are_powers_of_two_that_fit_short_lengths():
+  for T, S, width, dtype in itertools.product(
+    (1, 20, 197, 4096), (36, 1500), (8, 72, 128, 256), ("bfloat16", "float32")
+  ):
+    for tiles in gpu.choose_tiles(T, S, width, dtype):
+      for block, length in ((tiles.q, T), (tiles.k, S)):
+        assert block >= 16 and block & (block - 1) == 0
+        assert block < max(2 * length, 32)
+
+
+def _lower(q_shape, k_shape, mask, bias=None, softcap=None, rate=0.0):
+  """Lowers forward and backward for an H100; returns the module's text."""
+  h100 = AbstractDevice(
+    device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"
+  )
+  q, k = (jax.ShapeDtypeStruct(x, jnp.bfloat16) for x in (q_shape, k_shape))
+  if bias is not None:
+    bias = jax.ShapeDtypeStruct(bias, jnp.float32)
+  seeds = jax.ShapeDtypeStruct((q_shape[0], q_shape[2]), jnp.uint32)
+
+  def loss(q, k, v, bias, mask, seeds):
+    out = gpu.attend(
+      q,
+      k,
+      v,
+      mask=mask,
+      bias=bias,
+      scale=0.1,
+      softcap=softcap,
+      dropout_rate=rate,
+      dropout_seeds=seeds,
+    )
+    return out.astype(jnp.float32).sum()
+
+  wanted = (0, 1, 2) if bias is None else (0, 1, 2, 3)
+  mesh = AbstractMesh((1,), ("x",), abstract_device=h100)
+  with jax.sharding.use_abstract_mesh(mesh):
+    traced = jax.jit(jax.grad(loss, wanted)).trace(q, k, k, bias, mask, seeds)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def _kernels(text):
+  return text.count("custom_call @__gpu$xla.gpu.triton") or text.count("triton")
+
+
+def test_lowers_for_a_gpu():
+  vit = _lower((2, 197, 4, 64), (2, 197, 4, 64), None)
+  assert _kernels(vit) == 3  # forward, dq, dkv
+  ids = jnp.zeros((2, 45), jnp.int32)
+  mask = masks.Conv(20, 5, 6, 3) & masks.Segments(ids, ids) | masks.Local(3, 1)
+  text = _lower(
+    (2, 45, 4, 72), (2, 45, 2, 72), mask, (1, 4, 45, 45), softcap=2.0, rate=0.1
+  )
+  assert _kernels(text) == 4  # and the bias' gradient
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", _masks(1, 1))
+def test_every_mask_lowers_for_a_gpu(name):
+  bias = (1, 1, 1, 45)
+  text = _lower((2, 37, 4, 72), (2, 45, 2, 72), _masks(37, 45)[name], bias)
+  assert _kernels(text) == 4
+
+
+def test_cost_is_estimated_and_sparse_masks_cost_less():
+  q = jax.ShapeDtypeStruct((1, 1024, 2, 64), jnp.bfloat16)
+
+  def flops(mask):
+    def out(q):
+      return gpu.attend(
+        q,
+        q,
+        q,
+        mask=mask,
+        bias=None,
+        scale=1.0,
+        softcap=None,
+        dropout_rate=0.0,
+        dropout_seeds=None,
+      )
+
+    found = re.findall(r"flops=(\d+)", str(jax.make_jaxpr(out)(q)))
+    return int(found[0])
+
+  full = flops(None)
+  assert full == 4 * 64 * 2 * 1024**2
+  assert 0.5 < flops(masks.Causal()) / full < 0.6
