@@ -145,13 +145,11 @@ def contestant(name: str, shape: Shape) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as module
 
     T, N = shape.queries + pad, shape.heads
-    block = min(512, T)
-    fields = module.BlockSizes.__dataclass_fields__
-    blocks = [f for f in fields if f.startswith("block_")]
+    sizes: Any = dict.fromkeys(_blocks(module), min(512, T))
     kind = module.CausalMask if shape.causal else module.FullMask
     kernel = module.make_splash_mha(
       module.MultiHeadMask([kind((T, T))] * N),
-      block_sizes=module.BlockSizes(**dict.fromkeys(blocks, block)),
+      block_sizes=module.BlockSizes(**sizes),
       head_shards=1,
       q_seq_shards=1,
     )
@@ -161,7 +159,7 @@ def contestant(name: str, shape: Shape) -> Any:
       k, v = (jnp.repeat(x, N // x.shape[1], 1) for x in (k, v))
       real = (jnp.arange(T) < shape.keys).astype(jnp.int32)
       ids = module.SegmentIds(real, real) if pad else None
-      out = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=ids))(q, k, v)
+      out: Any = jax.vmap(lambda *a: kernel(*a, segment_ids=ids))(q, k, v)
       return out[:, :, : shape.queries]
 
     return run_splash

@@ -19,7 +19,7 @@ from mmjax.weights import rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
-from mmjax.weights.tables import big_vision
+from mmjax.weights.tables import big_vision, big_vision_layers
 
 # Their name -> ours, within a block.
 NORMS = {
@@ -81,7 +81,7 @@ def _captioner(checkpoint: Checkpoint, root: str) -> Recipe:
       table,
       [size for _, size in parts],
     ),
-    *big_vision.norm("norm", f"{theirs}LayerNorm"),
+    *big_vision_layers.norm("norm", f"{theirs}LayerNorm"),
     Rule("head", f"{theirs}LogitsDense/kernel"),
     Rule("head_bias", f"{theirs}LogitsDense/bias"),
   ]
@@ -97,11 +97,11 @@ def _captioner(checkpoint: Checkpoint, root: str) -> Recipe:
       posemb="learn" if places else "sincos2d",
       masked=masked,
     ),
-    inputs={"image": given, "tokens": ((1, length), "int32")},
+    inputs={**given, "tokens": ((1, length), "int32")},
     rules=rules,
     config=checkpoint.config,
     texts={"tokens": length},
-    ignore=big_vision.IGNORE,
+    ignore=big_vision_layers.IGNORE,
   )
 
 
@@ -146,12 +146,14 @@ def _blocks(
   bias = f"{first}LayerNorm1/bias" in shapes
   rules = []
   for name, ours in NORMS.items():
-    rules += big_vision.norm(ours, name, bias)
+    rules += big_vision_layers.norm(ours, name, bias)
   for name, ours in ATTENTIONS.items():
     for part in ("query", "key", "value", "out"):
-      rules += big_vision.dense(f"{ours}/{part}", f"{name}/{part}", False)
+      rules += big_vision_layers.dense(
+        f"{ours}/{part}", f"{name}/{part}", False
+      )
   for name, ours in MLP.items():
-    rules += big_vision.dense(f"mlp/{ours}", f"MLP/{name}", bias)
+    rules += big_vision_layers.dense(f"mlp/{ours}", f"MLP/{name}", bias)
   op = STACKED if stacked else rename.SAME
   rules = [
     Rule(f"decoder/blocks/{r.ours}", f"{block}{r.theirs}", op) for r in rules
