@@ -285,6 +285,9 @@ def test_a_bias_of_minus_infinity_is_a_mask(tiles):
 def test_what_is_refused_is_said():
   shape = (1, 5, 2, 8)
   assert tpu.refuses(shape, shape, shape, jnp.bfloat16) is None
+  assert "XLA" in tpu.refuses(shape, shape, shape, "bfloat16", named=False)
+  long = (1, 4096, 2, 64)
+  assert tpu.refuses(long, long, long, "bfloat16", named=False) is None
   assert "float16" in tpu.refuses(shape, shape, shape, "float16")
   wide = (1, 5, 2, 2000)
   assert "head_dim 2000" in tpu.refuses(wide, wide, shape, "float32")
