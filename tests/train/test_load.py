@@ -35,7 +35,9 @@ _spec.loader.exec_module(tiny)
 def saved(tmp_path_factory):
   """A workdir with a checkpoint, and its run and state."""
   folder = tmp_path_factory.mktemp("run")
-  config = configs.load(f"{ROOT}/experiments/emoji/siglip.py:smoke", [])
+  config = configs.load(
+    f"{ROOT}/experiments/emoji/siglip.py:smoke,image=vit", []
+  )
   config.unlock()
   config.tokenizers = {"emoji": {"kind": "bytes"}}
   config.task.model.text.vocab_size = None
