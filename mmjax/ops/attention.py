@@ -106,18 +106,8 @@ def attention(
         whole, first, q.shape[1], axis=2
       )
     return ring.attend(q, k, v, axis=axis, **arguments)
-  taken = explain_attention(
-    q,
-    k,
-    v,
-    mask=arguments["mask"],
-    bias=bias,
-    softcap=softcap,
-    dropout_rate=dropout_rate,
-    impl=impl,
-  )
-  kernel = choice.kernel(taken.impl)
-  assert kernel is not None  # it has not refused
+  call = _call(q, k, v, arguments["mask"], bias, softcap, dropout_rate)
+  kernel = choice.kernel(choice.choose(impl, None, call).impl)
   if isinstance(bias, Bias) and not getattr(kernel, "TABLES", False):
     arguments["bias"] = bias.dense(q.shape[1], k.shape[1])
   return kernel.attend(q, k, v, **arguments)
@@ -153,29 +143,33 @@ def explain_attention(
   """
   del scale, dropout_rng  # every implementation takes any
   _check(q, k, v, mask, bias, 1)
-  bias_shape = (
-    None
-    if bias is None
-    else (
-      (1, q.shape[2], q.shape[1], k.shape[1])
-      if isinstance(bias, Bias)
-      else bias.shape
-    )
-  )
-  return choice.choose(
-    impl,
-    platform,
-    dict(
-      q_shape=q.shape,
-      k_shape=k.shape,
-      v_shape=v.shape,
-      dtype=q.dtype,
-      mask=mask,
-      bias=bias,
-      bias_shape=bias_shape,
-      softcap=softcap,
-      dropout_rate=dropout_rate,
-    ),
+  call = _call(q, k, v, mask, bias, softcap, dropout_rate)
+  return choice.choose(impl, platform, call)
+
+
+def _call(
+  q: Shaped,
+  k: Shaped,
+  v: Shaped,
+  mask: masks.Mask | None,
+  bias: Shaped | Bias | None,
+  softcap: float | None,
+  dropout_rate: float,
+) -> dict[str, Any]:
+  """Returns what may matter to an implementation, see `choice.choose`."""
+  bias_shape = None if bias is None else (1, q.shape[2], q.shape[1], k.shape[1])
+  if bias is not None and not isinstance(bias, Bias):
+    bias_shape = bias.shape
+  return dict(
+    q_shape=q.shape,
+    k_shape=k.shape,
+    v_shape=v.shape,
+    dtype=q.dtype,
+    mask=mask,
+    bias=bias,
+    bias_shape=bias_shape,
+    softcap=softcap,
+    dropout_rate=dropout_rate,
   )
 
 

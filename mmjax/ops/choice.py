@@ -84,15 +84,10 @@ def candidates(impl: str | None, on: str | None = None) -> tuple[str, ...]:
   return (impl,)
 
 
-def kernel(impl: str) -> ModuleType | None:
-  """Returns the module of an implementation, or None if it is not there."""
-  name = f"mmjax.ops.kernels.{_MODULES.get(impl, impl)}"
-  try:
-    return importlib.import_module(name)
-  except ModuleNotFoundError as error:
-    if error.name != name:
-      raise
-    return None
+def kernel(impl: str) -> ModuleType:
+  """Returns the module of an implementation."""
+  name = _MODULES.get(impl, impl)
+  return importlib.import_module(f"mmjax.ops.kernels.{name}")
 
 
 def reads_tables(impl: str | None) -> bool:
@@ -149,7 +144,5 @@ def _why_not(name: str, on: str, call: dict[str, Any]) -> str | None:
   if why is not None:
     return why
   module = kernel(name)
-  if module is None:
-    return "not in this build"
   asks = inspect.signature(module.refuses).parameters
   return module.refuses(**{x: call[x] for x in asks})

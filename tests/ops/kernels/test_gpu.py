@@ -3,7 +3,9 @@
 What a case asks is several features at once: a compilation costs seconds.
 """
 
+import importlib.util
 import itertools
+import pathlib
 import re
 from typing import Any
 
@@ -14,9 +16,14 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from mmjax import errors
-from mmjax.ops import dropout, masks
+from mmjax.ops import masks
 from mmjax.ops.kernels import gpu
 from mmjax.ops.kernels.gpu_tiles import Tiles
+
+CASES = pathlib.Path(__file__).parent / "cases.py"
+_spec = importlib.util.spec_from_file_location("cases", CASES)
+cases = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cases)
 
 SMALL = (Tiles(16, 16),) * 4
 UNEVEN = (Tiles(32, 16), Tiles(16, 32), Tiles(32, 16), Tiles(16, 32))
@@ -24,81 +31,6 @@ UNEVEN = (Tiles(32, 16), Tiles(16, 32), Tiles(32, 16), Tiles(16, 32))
 QUICK = {"xla_backend_optimization_level": 0}
 # What a float of the dtype may be off, by the size of the numbers.
 WITHIN = {"float32": 1e-5, "bfloat16": 1.2e-2, "float16": 2e-3}
-
-
-def _ids(length, *runs):
-  """Rows of segment ids: a run (id, count) after the other, then padding."""
-  rows = np.zeros((len(runs), length), np.int32)
-  for row, run in zip(rows, runs, strict=True):
-    filled = np.repeat([i for i, _ in run], [n for _, n in run])
-    row[: len(filled)] = filled[:length]
-  return jnp.asarray(rows)
-
-
-def _masks(T, S):
-  """A mask of each kind, for two rows, some of which see nothing."""
-  positions = _ids(T, [(3, 5), (20, T)], [(7, T)]), _ids(S, [(3, S)], [(8, S)])
-  return {
-    "none": None,
-    "full": masks.Full(),
-    "causal": masks.Causal(S - T),
-    "causal_late": masks.Causal(-20),  # the first 20 queries see nothing
-    "prefix": masks.Prefix(21) | masks.Causal(),
-    "local": masks.Local(9, 4),
-    "banded": masks.Banded(11),
-    "row": masks.Row(20, 6, 8),
-    "column": masks.Column(20, 6, 8),
-    "conv": masks.Conv(20, 6, 8, 3),
-    "lengths": masks.KeyPadding(jnp.array([18, 0])),
-    "prefix_lengths": masks.PrefixLengths(jnp.array([30, 3])) | masks.Causal(),
-    "segments": masks.Segments(
-      _ids(T, [(1, 20), (2, 9)], [(5, 33), (6, 4)]),
-      _ids(S, [(1, 17), (2, 20)], [(6, 35)]),
-    ),
-    "packed": masks.Segments(
-      _ids(T, [(1, 20), (2, 9)], [(5, T)]),
-      _ids(S, [(1, 17), (2, 20)], [(5, S)]),
-    )
-    & masks.Causal(),
-    "keys": masks.Keys(jnp.arange(2 * S).reshape(2, S) % 3 > 0),
-    "positions": masks.Positions(*positions, left=15),
-  }
-
-
-def _truth(args, d_out, mask, scale: float, softcap, rate, seeds):
-  """Returns the output and gradients of q, k, v and bias, float64."""
-  B, T, N, _ = args[0].shape
-  S, K = args[1].shape[1:3]
-  if rate:
-    at_q, at_k = np.ix_([0], [0], range(T), range(S))[2:]
-    keep = dropout.keep(seeds.reshape(B, N, 1, 1), at_q, at_k, rate)
-  seen = np.ones((1, 1, T, S), bool)
-  if mask is not None:
-    seen = np.asarray(masks.dense(mask, T, S))
-  with jax.enable_x64(True):
-
-    def up(x) -> Any:
-      return None if x is None else jnp.asarray(np.asarray(x, np.float64))
-
-    def loss(args):
-      q, k, v, bias = args
-      k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
-      x = jnp.einsum("BTNH,BSNH->BNTS", q, k) * scale
-      if softcap is not None:
-        x = softcap * jnp.tanh(x / softcap)
-      if bias is not None:
-        x = x + bias
-      # Unnormalised weights of modest numbers need no maximum.
-      weights = jnp.where(seen, jnp.exp(x), 0.0)
-      total = weights.sum(-1, keepdims=True)
-      weights = weights / jnp.where(total == 0.0, 1.0, total)
-      if rate:
-        weights = weights * np.asarray(keep) / (1.0 - rate)
-      out = jnp.einsum("BNTS,BSNH->BTNH", weights, v)
-      return (out * up(d_out)).sum(), out
-
-    grad, out = jax.grad(loss, has_aux=True)(tuple(map(up, args)))
-    return [np.asarray(x) for x in jax.tree.leaves((out, grad))]
 
 
 def _case(
@@ -146,7 +78,7 @@ def _case(
     return out, transpose(d_out)
 
   got = jax.jit(run, compiler_options=QUICK)(args, d_out, wrong or mask)
-  want = _truth(args, d_out, mask, rate=rate, seeds=seeds, **given)
+  want = cases.truth(args, d_out, mask, rate=rate, seeds=seeds, **given)
   got = [np.asarray(x, np.float64) for x in jax.tree.leaves(got)]
   assert [x.shape for x in got] == [x.shape for x in want]
   return [
@@ -167,7 +99,7 @@ FAST = {
 @pytest.mark.parametrize("name", FAST)
 def test_values_and_gradients(name):
   given = FAST[name]
-  mask = _masks(given.get("T", 37), given.get("S", 45))[name]
+  mask = cases.specs(given.get("T", 37), given.get("S", 45))[name]
   off = _case(mask, **given)
   assert max(off) < WITHIN[given.get("dtype", "float32")], off
 
@@ -180,7 +112,7 @@ def test_wrong_mask_is_noticed():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", WITHIN)
 @pytest.mark.parametrize("feature", range(4))
-@pytest.mark.parametrize("name", _masks(1, 1))
+@pytest.mark.parametrize("name", cases.specs(1, 1))
 def test_every_mask_with_every_feature(name, feature, dtype):
   given = [
     dict(T=53, S=61, tiles=UNEVEN),
@@ -188,7 +120,7 @@ def test_every_mask_with_every_feature(name, feature, dtype):
     dict(rate=0.4, H=16, W=40, tiles=UNEVEN),
     dict(T=20, S=36, N=4, K=4, bias=(1, 4, 20, 36), rate=0.1, softcap=1.5),
   ][feature]
-  mask = _masks(given.get("T", 37), given.get("S", 45))[name]
+  mask = cases.specs(given.get("T", 37), given.get("S", 45))[name]
   off = _case(mask, dtype=dtype, **given)
   assert max(off) < WITHIN[dtype], off
 
@@ -331,10 +263,10 @@ def test_lowers_for_a_gpu():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", _masks(1, 1))
+@pytest.mark.parametrize("name", cases.specs(1, 1))
 def test_every_mask_lowers_for_a_gpu(name):
   bias = (1, 1, 1, 45)
-  text = _lower((2, 37, 4, 72), (2, 45, 2, 72), _masks(37, 45)[name], bias)
+  text = _lower((2, 37, 4, 72), (2, 45, 2, 72), cases.specs(37, 45)[name], bias)
   assert _kernels(text) == 4
 
 

@@ -4,7 +4,9 @@ A case asks several features at once, since its compilation takes seconds; the
 slow suite crosses every mask with every feature.
 """
 
+import importlib.util
 import itertools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,14 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from mmjax import errors
-from mmjax.ops import dropout, masks
+from mmjax.ops import masks
 from mmjax.ops.kernels import tpu
 from mmjax.ops.kernels.tiles import Flash, Whole
+
+CASES = pathlib.Path(__file__).parent / "cases.py"
+_spec = importlib.util.spec_from_file_location("cases", CASES)
+cases = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cases)
 
 B = 2
 FLASH = Flash(16, 16)
@@ -30,94 +37,6 @@ PLAIN = dict(
 )
 # What a number of the dtype may be off, by the size of the largest.
 WITHIN = {"float32": 3e-6, "bfloat16": 1.5e-2}
-
-
-def _ids(length, *runs):
-  """Rows of segment ids: a run (id, count) after the other, then padding."""
-  rows = np.zeros((len(runs), length), np.int32)
-  for row, run in zip(rows, runs, strict=True):
-    filled = np.repeat([i for i, _ in run], [n for _, n in run])
-    row[: len(filled)] = filled[:length]
-  return jnp.asarray(rows)
-
-
-def _mask(name, T, S):
-  """A mask of each kind for two rows; some rows see nothing."""
-  segments = masks.Segments(
-    _ids(T, [(1, 20), (2, 9)], [(5, 33), (6, 4)]),
-    _ids(S, [(1, 17), (2, 20)], [(6, 35)]),
-  )
-  positions = masks.Positions(
-    _ids(T, [(3, 5), (20, T)], [(7, T)]), _ids(S, [(3, S)], [(8, S)]), left=15
-  )
-  return {
-    "none": None,
-    "full": masks.Full(),
-    "causal": masks.Causal(S - T),
-    "causal_late": masks.Causal(-20),  # the first 20 queries see nothing
-    "prefix": masks.Prefix(21) | masks.Causal(),
-    "local": masks.Local(9, 4),
-    "banded": masks.Banded(11),
-    "row": masks.Row(20, 6, 8),
-    "column": masks.Column(20, 6, 8),
-    "conv": masks.Conv(20, 6, 8, 3),
-    "lengths": masks.KeyPadding(jnp.array([18, 0])),
-    "prefix_lengths": masks.PrefixLengths(jnp.array([30, 3])) | masks.Causal(),
-    "segments": segments,
-    "packed": segments & masks.Causal(),
-    "keys": masks.Keys(jnp.arange(2 * S).reshape(2, S) % 3 > 0),
-    "positions": positions,
-  }[name]
-
-
-NAMES = (
-  "none full causal causal_late prefix local banded row column conv lengths "
-  "prefix_lengths segments packed keys positions"
-).split()
-
-
-def _truth(args, d_out, mask, scale, softcap, rate, seeds):
-  """Returns the output and the gradients of q, k, v and bias, float64.
-
-  The closed form and its derivative, in NumPy.
-  """
-  q, k, v, bias = (None if x is None else np.asarray(x, float) for x in args)
-  d_out = np.asarray(d_out, float)
-  T, N = q.shape[1:3]
-  S, K = k.shape[1:3]
-  k, v = (np.repeat(x, N // K, axis=2) for x in (k, v))
-  s = np.einsum("BTNH,BSNH->BNTS", q, k) * scale
-  slope = 1.0
-  if softcap is not None:
-    slope = 1 - np.tanh(s / softcap) ** 2
-    s = softcap * np.tanh(s / softcap)
-  if bias is not None:
-    s = s + bias
-  seen = np.ones((1, 1, T, S), bool)
-  if mask is not None:
-    seen = np.asarray(masks.dense(mask, T, S))
-  e = np.where(seen, np.exp(s), 0.0)  # numbers are modest
-  total = e.sum(-1, keepdims=True)
-  p = e / np.where(total == 0.0, 1.0, total)
-  keep = 1.0
-  if rate:
-    at = np.arange(T).reshape(1, 1, T, 1), np.arange(S).reshape(1, 1, 1, S)
-    keep = dropout.keep(seeds.reshape(B, N, 1, 1), *at, rate)
-    keep = np.asarray(keep) / (1.0 - rate)
-  out = np.einsum("BNTS,BSNH->BTNH", p * keep, v)
-  d_v = np.einsum("BNTS,BTNH->BSNH", p * keep, d_out)
-  dp = np.einsum("BTNH,BSNH->BNTS", d_out, v) * keep
-  ds = p * (dp - (p * dp).sum(-1, keepdims=True))
-  found = [out]
-  d_bias = ds
-  ds = ds * slope * scale
-  found.append(np.einsum("BNTS,BSNH->BTNH", ds, k))
-  for x in (np.einsum("BNTS,BTNH->BSNH", ds, q), d_v):
-    found.append(x.reshape(B, S, K, N // K, -1).sum(3))
-  if bias is not None:
-    alike = tuple(axis for axis, n in enumerate(bias.shape) if n == 1)
-    found.append(d_bias.sum(alike, keepdims=True))
-  return found
 
 
 def _off(
@@ -137,7 +56,7 @@ def _off(
   interpret=True,
 ):
   """Returns the greatest differences, each by its size in the truth."""
-  mask = _mask(name, T, S)
+  mask = cases.specs(T, S)[name]
   draw = np.random.default_rng(T + S + H)
   shapes = (B, T, N, H), (B, S, K, H), (B, S, K, W), (B, T, N, W)
   q, k, v, d_out = (jnp.asarray(draw.normal(size=x), dtype) for x in shapes)
@@ -167,7 +86,7 @@ def _off(
     return out, transpose(d_out)
 
   got = jax.tree.leaves(run(args, d_out, wrong or mask))
-  want = _truth(args, d_out, mask, 0.3, softcap, rate, seeds)
+  want = cases.truth(args, d_out, mask, 0.3, softcap, rate, seeds)
   assert [x.shape for x in got] == [x.shape for x in want]
   assert got[0].dtype == dtype
   return [
@@ -226,7 +145,7 @@ FEATURES = (
 @pytest.mark.parametrize("dtype", WITHIN)
 @pytest.mark.parametrize("feature", range(len(FEATURES)))
 @pytest.mark.parametrize("kernel", ["whole", "flash", "auto"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", cases.specs(1, 1))
 def test_every_mask_with_every_feature(name, kernel, feature, dtype):
   given = FEATURES[feature]
   groups = given.get("N", 2) // given.get("K", 1)
