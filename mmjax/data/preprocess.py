@@ -1,8 +1,9 @@
 """Preprocessing as a string: "decode|resize(224)|keep('image')".
 
 Operations are the public functions of `image_ops`, `hub_image_ops`,
-`hub_aspect_ops`, `text_ops`, `prompt_ops`, `audio_ops` and the two at the end of this file. The
-string is read by `ast` and never evaluated; arguments are literals.
+`hub_aspect_ops`, `text_ops`, `prompt_ops`, `audio_ops` and the two at the end
+of this file. The string is read by `ast` and never evaluated; arguments are
+literals.
 """
 
 import ast
