@@ -25,6 +25,14 @@ _spec = importlib.util.spec_from_file_location("cases", CASES)
 cases = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(cases)
 
+PLAIN: dict[str, Any] = dict(
+  mask=None,
+  bias=None,
+  scale=1.0,
+  softcap=None,
+  dropout_rate=0.0,
+  dropout_seeds=None,
+)
 SMALL = (Tiles(16, 16),) * 4
 UNEVEN = (Tiles(32, 16), Tiles(16, 32), Tiles(32, 16), Tiles(16, 32))
 # No time for LLVM to make the interpreter fast: most of a test is compilation.
@@ -138,19 +146,8 @@ def test_rows_that_see_nothing_give_and_get_nothing():
   q = jnp.ones((1, 20, 1, 16))
 
   def out(q, k, v):
-    return gpu.attend(
-      q,
-      k,
-      v,
-      mask=masks.KeyPadding(jnp.array([0])),
-      bias=None,
-      scale=1.0,
-      softcap=None,
-      dropout_rate=0.0,
-      dropout_seeds=None,
-      interpret=True,
-      tiles=SMALL,
-    )
+    given = {**PLAIN, "mask": masks.KeyPadding(jnp.array([0]))}
+    return gpu.attend(q, k, v, **given, interpret=True, tiles=SMALL)
 
   def run(q):
     got, transpose = jax.vjp(out, q, q, q)
@@ -163,19 +160,8 @@ def test_rows_that_see_nothing_give_and_get_nothing():
 def test_a_bias_of_minus_infinity_is_a_mask():
   q = jax.random.normal(jax.random.key(0), (1, 18, 1, 16))
   bias = jnp.where(jnp.arange(18) < 16, -jnp.inf, 0.0).reshape(1, 1, 1, 18)
-  got = gpu.attend(
-    q,
-    q,
-    q,
-    mask=None,
-    bias=bias,
-    scale=0.0,
-    softcap=None,
-    dropout_rate=0.0,
-    dropout_seeds=None,
-    interpret=True,
-    tiles=SMALL,
-  )
+  given = {**PLAIN, "bias": bias, "scale": 0.0}
+  got = gpu.attend(q, q, q, **given, interpret=True, tiles=SMALL)
   want = jnp.broadcast_to(q[:, 16:].mean(1, keepdims=True), q.shape)
   np.testing.assert_allclose(got, want, atol=1e-6)
 
@@ -190,20 +176,11 @@ def test_what_is_refused_is_said():
   long = (64, 2**17, 16, 128)
   assert "offsets" in str(gpu.refuses(long, shape, shape, "float32"))
   q = jnp.zeros(shape)
-  plain: dict[str, Any] = dict(
-    mask=None,
-    bias=None,
-    scale=1.0,
-    softcap=None,
-    dropout_rate=0.0,
-    dropout_seeds=None,
-    interpret=True,
-  )
   with pytest.raises(errors.InputError, match="one dtype"):
-    gpu.attend(q, q, q.astype(jnp.bfloat16), **plain)
+    gpu.attend(q, q, q.astype(jnp.bfloat16), **PLAIN, interpret=True)
   with pytest.raises(errors.InputError, match="head_dim 320"):
     wide = jnp.zeros(wide)
-    gpu.attend(wide, wide, wide, **plain)
+    gpu.attend(wide, wide, wide, **PLAIN, interpret=True)
 
 
 def test_tiles_are_powers_of_two_that_fit_short_lengths():
@@ -275,17 +252,7 @@ def test_cost_is_estimated_and_sparse_masks_cost_less():
 
   def flops(mask):
     def out(q):
-      return gpu.attend(
-        q,
-        q,
-        q,
-        mask=mask,
-        bias=None,
-        scale=1.0,
-        softcap=None,
-        dropout_rate=0.0,
-        dropout_seeds=None,
-      )
+      return gpu.attend(q, q, q, **{**PLAIN, "mask": mask})
 
     found = re.findall(r"flops=(\d+)", str(jax.make_jaxpr(out)(q)))
     return int(found[0])
