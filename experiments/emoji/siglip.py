@@ -123,7 +123,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       batch_size=200,
       ks=(1, 5, 10),
       average_over="vendor",
-      every=100,
+      every=175,
     ),
     groups=dict(
       name="zero_shot",
