@@ -281,6 +281,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     chip, name, shape, backward = json.loads(args.one)
     compile_one(chip, name, Shape(*shape), backward)
     return 0
+  for word, given, known in (
+    ("--chips", args.chips, CHIPS),
+    ("--shapes", args.shapes, SHAPES),
+    ("--contestants", args.contestants, CONTESTANTS),
+  ):
+    for name in given.split(","):
+      if name not in known:
+        parser.error(
+          f"{word} = {name!r}: no such name; known: {', '.join(known)}"
+        )
   print(
     f"{'chip':6} {'shape':10} {'contestant':10} {'cycles a head':>13}  note"
   )
