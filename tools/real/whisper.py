@@ -30,7 +30,7 @@ TEXTS = pathlib.Path(
 )
 # Percent that was scored before with the same weights, on 120 prompts of this
 # package; it is not known on which. A draw of 120 differs from all of them by
-# 1.3 points (one standard deviation), so it is all of them that are compared.
+# 1.2 points (one standard deviation), so it is all of them that are compared.
 WER, PROMPTS = 6.2, 120
 BOUND = 0.5
 
