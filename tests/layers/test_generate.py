@@ -10,10 +10,11 @@ import pytest
 
 from mmjax import errors
 from mmjax.layers import block
+from mmjax.layers import generate as module
 from mmjax.layers.embed import TokenEmbed
 from mmjax.layers.generate import generate
 from mmjax.layers.transformer import Stack
-from mmjax.ops import masks
+from mmjax.ops import decoding, masks
 
 VOCAB, WIDTH, DEPTH = 13, 16, 2
 SPEC = block.Spec(heads=2, mlp=24, rotary=100.0, cross=True)
@@ -104,6 +105,24 @@ def test_greedy_is_that_without_cache_and_padding(given):
     )
     assert found[pad:].tolist() == want
   assert len(np.unique(ids[:, 3:], axis=0)) == 3
+
+
+def test_stacks_taken_apart_give_the_same_ids(given, monkeypatch):
+  model, variables, prompt, inputs = given
+  monkeypatch.setattr(module, "_LARGE", 0)
+  text = {}
+  for many in (10**9, 0):
+    monkeypatch.setattr(module, "_MANY", many)
+    jax.clear_caches()
+    settings = decoding.Settings(length=9)
+    args = (model, settings, None, variables, prompt, inputs, None)
+    text[many] = str(jax.make_jaxpr(module._generate, (0, 1, 2))(*args))
+    ids = generate(model, variables, prompt, inputs, length=9)
+    if many:
+      want = np.asarray(ids)
+  np.testing.assert_array_equal(ids, want)
+  # The step of the loop over tokens has no loop over blocks any more.
+  assert text[0].count(" scan[") == text[10**9].count(" scan[") - 1
 
 
 def score(model, variables, inputs, ids, prompt):
