@@ -5,6 +5,10 @@ import jax.numpy as jnp
 
 from mmjax.ops import dropout, masks
 
+# Bytes of scores from which on a CPU computes a few heads at a time, and of
+# what it then computes at a time: they pass through memory six times.
+_LARGE, _CACHE = 2**25, 2**23
+
 
 def refuses() -> None:
   """Says that it can compute every call."""
@@ -43,17 +47,7 @@ def attend(
     q_BKRH = q_BKRH * scale
   else:
     late = scale
-  scores = jnp.einsum(
-    "BKRH,BKSH->BKRS", q_BKRH, k_BKSH, preferred_element_type=jnp.float32
-  ).reshape(B, N, T, S)
-  if late != 1.0:
-    scores = scores * late
-  if softcap is not None:
-    scores = softcap * jnp.tanh(scores / softcap)
-  if bias is not None:
-    scores = scores + bias.astype(jnp.float32)
-  if mask is not None:
-    scores = jnp.where(masks.dense(mask, T, S), scores, -jnp.inf)
+  seen = None if mask is None else masks.dense(mask, T, S)
   keep = None
   if dropout_seeds is not None and dropout_rate > 0.0:
     kept = dropout.keep(
@@ -64,9 +58,56 @@ def attend(
     )
     keep = jnp.where(kept, 1.0 / (1.0 - dropout_rate), 0.0)
     keep = keep.reshape(B, K, G * T, S)
-  out = _mix(scores.reshape(B, K, G * T, S), v_BKSH, keep)
+
+  def some(q_BKRH, k_BKSH, v_BKSH, seen, bias=None, keep=None):
+    scores = jnp.einsum(
+      "BKRH,BKSH->BKRS", q_BKRH, k_BKSH, preferred_element_type=jnp.float32
+    )
+    shape = scores.shape
+    scores = scores.reshape(shape[0], -1, T, S)
+    if late != 1.0:
+      scores = scores * late
+    if softcap is not None:
+      scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+      scores = scores + bias.astype(jnp.float32)
+    if seen is not None:
+      scores = jnp.where(seen, scores, -jnp.inf)
+    return _mix(scores.reshape(shape), v_BKSH, keep)
+
+  if bias is None and keep is None and 4 * B * N * T * S > _LARGE:
+    out = jax.lax.platform_dependent(
+      q_BKRH, k_BKSH, v_BKSH, seen, cpu=_in_turn(some), default=some
+    )
+  else:
+    out = some(q_BKRH, k_BKSH, v_BKSH, seen, bias, keep)
   out = out.reshape(B, K, G, T, -1).transpose(0, 3, 1, 2, 4)
   return out.reshape(B, T, N, -1).astype(q_BTNH.dtype)
+
+
+def _in_turn(some):
+  """Does `some`, a few heads after the other, on what its cache holds."""
+
+  def all_of(q_BKRH, k_BKSH, v_BKSH, seen):
+    B, K, R, _ = q_BKRH.shape
+    fit = max(1, _CACHE // (4 * R * k_BKSH.shape[2]))
+    heads = max(n for n in range(1, K + 1) if K % n == 0 and n <= fit)
+
+    def split(x):
+      return x.reshape(B * K // heads, 1, heads, *x.shape[2:])
+
+    def step(args):
+      q, k, v, row = args
+      part = None
+      if seen is not None:
+        part = jax.lax.dynamic_index_in_dim(seen, row % len(seen))
+      return some(q, k, v, part)
+
+    rows = jnp.arange(B * K // heads) // (K // heads)
+    out = jax.lax.map(step, (*map(split, (q_BKRH, k_BKSH, v_BKSH)), rows))
+    return out.reshape(B, K, R, -1)
+
+  return all_of
 
 
 @jax.custom_jvp

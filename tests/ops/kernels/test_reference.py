@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mmjax.ops import masks
 from mmjax.ops.kernels import reference
@@ -15,6 +16,36 @@ def test_equals_the_library_of_jax(key):
   got = reference.attend(q, k, v, mask=masks.Causal(), scale=0.3, **PLAIN)
   want = jax.nn.dot_product_attention(q, k, v, scale=0.3, is_causal=True)
   np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+@pytest.mark.parametrize("cache", [1, 4 * 2 * 7 * 5 * 2], ids=["1", "2"])
+def test_heads_in_turn_compute_the_same(key, monkeypatch, cache):
+  """One or two key heads at a time, of two query heads each."""
+  q, k, v = (
+    jax.random.normal(x, (3, length, heads, 8))
+    for x, length, heads in zip(
+      jax.random.split(key, 3), (7, 5, 5), (8, 4, 4), strict=True
+    )
+  )
+  mask = masks.Causal(-1) & masks.KeyPadding(jnp.array([5, 2, 0]))
+
+  def both():
+    def f(q, k, v):
+      out = reference.attend(q, k, v, mask=mask, scale=0.3, **PLAIN)
+      return jnp.sin(out).sum(), out
+
+    grad = jax.jit(jax.grad(f, (0, 1, 2), has_aux=True))
+    return grad(q, k, v), str(jax.make_jaxpr(f)(q, k, v))
+
+  want, whole = both()
+  monkeypatch.setattr(reference, "_LARGE", 0)
+  monkeypatch.setattr(reference, "_CACHE", cache)
+  got, turns = both()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want
+  )
+  assert "scan" in turns and "scan" not in whole
+  assert f"length={12 if cache == 1 else 6}" in turns
 
 
 def test_large_scores_neither_overflow_nor_lose_their_order(key):
