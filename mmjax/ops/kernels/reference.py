@@ -5,9 +5,10 @@ import jax.numpy as jnp
 
 from mmjax.ops import dropout, masks
 
-# Bytes of scores from which on a CPU computes a few heads at a time, and of
-# what it then computes at a time: they pass through memory six times.
-_LARGE, _CACHE = 2**25, 2**23
+# Scores pass through memory six times. A CPU computes a few heads at a time
+# where all heads have more than _LARGE bytes of them and one has _HEAD (of
+# less, the loop costs more than it saves): _CACHE bytes at a time.
+_LARGE, _HEAD, _CACHE = 2**25, 2**20, 2**23
 
 
 def refuses() -> None:
@@ -75,7 +76,9 @@ def attend(
       scores = jnp.where(seen, scores, -jnp.inf)
     return _mix(scores.reshape(shape), v_BKSH, keep)
 
-  if bias is None and keep is None and 4 * B * N * T * S > _LARGE:
+  head = 4 * G * T * S
+  large = B * K * head > _LARGE and head >= _HEAD
+  if large and bias is None and keep is None:
     out = jax.lax.platform_dependent(
       q_BKRH, k_BKSH, v_BKSH, seen, cpu=_in_turn(some), default=some
     )
@@ -127,32 +130,33 @@ def _mix(
     v_BKSH: values.
     keep: None, or what weights are multiplied by, [B K R S].
   """
-  return _weighted(_weights(scores, keep)[1], v_BKSH)
+  powers, inverse = _powers(scores)
+  # Divided at last: that is H numbers a query, not S.
+  return _weighted(powers if keep is None else powers * keep, v_BKSH) * inverse
 
 
 @_mix.defjvp
 def _mix_jvp(primals, tangents):
   scores, v_BKSH, keep = primals
   d_scores, d_v, _ = tangents
-  weights, kept = _weights(scores, keep)
+  powers, inverse = _powers(scores)
+  weights = powers * inverse
+  kept = weights if keep is None else weights * keep
   out = _weighted(kept, v_BKSH)
   shift_BKR1 = jnp.einsum("BKRS,BKRS->BKR", weights, d_scores)[..., None]
   d_out = _weighted(kept * d_scores, v_BKSH) - shift_BKR1 * out
   return out, d_out + _weighted(kept, d_v)
 
 
-def _weights(
-  scores: jax.Array, keep: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-  """Returns softmax(scores), and the same times keep."""
+def _powers(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the weights before they are divided, and the inverse of their sum."""
   top = scores.max(-1, keepdims=True)
   # A row that sees nothing has the maximum -inf, and -inf - -inf is NaN.
   top = jnp.where(jnp.isfinite(top), top, 0.0)
-  weights = jnp.exp(scores - top)
-  total = weights.sum(-1, keepdims=True)
-  # Nothing seen: 0 / 1 = 0, with zero gradients.
-  weights = weights / jnp.where(total == 0.0, 1.0, total)
-  return weights, weights if keep is None else weights * keep
+  powers = jnp.exp(scores - top)
+  total = powers.sum(-1, keepdims=True)
+  # Nothing seen: 0 x 1 = 0, with zero gradients.
+  return powers, 1.0 / jnp.where(total == 0.0, 1.0, total)
 
 
 def _weighted(weights: jax.Array, v_BKSH: jax.Array) -> jax.Array:

@@ -39,6 +39,7 @@ def test_heads_in_turn_compute_the_same(key, monkeypatch, cache):
 
   want, whole = both()
   monkeypatch.setattr(reference, "_LARGE", 0)
+  monkeypatch.setattr(reference, "_HEAD", 0)
   monkeypatch.setattr(reference, "_CACHE", cache)
   got, turns = both()
   jax.tree.map(
