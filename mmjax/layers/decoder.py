@@ -266,9 +266,7 @@ class DecoderLM(nn.Module):
     table = None if self.tied else self.head
     if table is None:
       table = nn.meta.unbox(self.embedding.get_variable("params", "table"))
-    return word_logits(
-      x, table, self.tied, self.vocab_size, self.logits_cap
-    )
+    return word_logits(x, table, self.tied, self.vocab_size, self.logits_cap)
 
   def start(
     self,

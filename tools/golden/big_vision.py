@@ -37,9 +37,7 @@ def drawn(
   import jax
   from flax import traverse_util
 
-  shapes = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), *args, **given)
-  )
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *args, **given))
   flat = traverse_util.flatten_dict(shapes["params"], sep="/")
   found = {}
   for name, leaf in flat.items():

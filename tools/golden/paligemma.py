@@ -33,7 +33,6 @@ PROMPT = np.array(
 # Gemma 2's. The band is shorter than a prompt, and caps are where numbers reach.
 SECOND = dict(
   model_type="gemma2",
-  num_hidden_layers=4,
   num_attention_heads=4,
   num_key_value_heads=2,
   query_pre_attn_scalar=7,
@@ -112,7 +111,7 @@ def _record(name: str, text: dict, seed: int) -> None:
 
   given = (PROMPT != PAD).astype(np.int32)
   ways = {}
-  for name, way in dict(greedy={}, beam=dict(beams=3)).items():
+  for kind, way in dict(greedy={}, beam=dict(beams=3)).items():
     settings = dict(length=14, eos_ids=[EOS], pad_id=PAD) | way
     said = hub_settings(settings) | dict(max_length=14 + M)
     with torch.no_grad():
@@ -123,7 +122,7 @@ def _record(name: str, text: dict, seed: int) -> None:
         pixel_values=pixels,
         **said,
       )
-    ways[name] = {
+    ways[kind] = {
       "settings": settings,
       "prompt": PROMPT,
       "ids": ids[:, M:].numpy().astype(np.int32),

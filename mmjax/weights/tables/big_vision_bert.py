@@ -32,7 +32,9 @@ def _table(root: str, kind: str) -> str:
   return f"{root}BertEncoder_0/embedder/embedders_{kind}_ids/embedding"
 
 
-def text(checkpoint: Checkpoint, root: str) -> tuple[dict[str, Any], list[Rule]]:
+def text(
+  checkpoint: Checkpoint, root: str
+) -> tuple[dict[str, Any], list[Rule]]:
   """Returns keywords of the model and the rules, without the head.
 
   Args:

@@ -103,7 +103,9 @@ def _pattern(config: Mapping[str, Any], where: str = "config.json ") -> str:
 def rules(config: Mapping[str, Any]) -> list[Rule]:
   """Returns the rules of the decoder, its head not included."""
   norms = [
-    Rule(f"decoder/blocks/{ours}/scale", f"layers.{{n}}.{name}_layernorm.weight")
+    Rule(
+      f"decoder/blocks/{ours}/scale", f"layers.{{n}}.{name}_layernorm.weight"
+    )
     for ours, name in _NORMS
   ]
   block = [
