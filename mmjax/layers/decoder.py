@@ -183,13 +183,13 @@ class DecoderLM(nn.Module):
     """Returns the tokens that the head reads, [B T D]; as `__call__`."""
     if positions is None and mask is not None:
       positions = _counted(mask)
-    seen = self._masks(masks.Causal(), masks.Banded)
+    seen = self.by_letter(masks.Causal(), masks.Banded)
     if mask is not None:
       seen = tuple(m & masks.Keys(mask) for m in seen)
     x = self.embed(tokens, positions, train=train)
     return self.decode(x, seen, positions, train=train)
 
-  def _masks(self, causal: masks.Mask, band: Any) -> tuple[masks.Mask, ...]:
+  def by_letter(self, causal: masks.Mask, band: Any) -> tuple[masks.Mask, ...]:
     """Returns the mask of each letter of the pattern."""
     return tuple(
       causal if letter == "g" else causal & band(self.window)
@@ -328,7 +328,7 @@ class DecoderLM(nn.Module):
     places = jnp.arange(state.valid.shape[1], dtype=jnp.int32)[None]
     keys = jnp.where(state.valid & (places < slot + T), places, -1)
     queries = jnp.tile(slot + jnp.arange(T, dtype=jnp.int32)[None], (B, 1))
-    seen = self._masks(
+    seen = self.by_letter(
       masks.Positions(queries, keys),
       lambda w: masks.Positions(queries, keys, w - 1),
     )

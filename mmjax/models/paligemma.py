@@ -122,14 +122,11 @@ class PaliGemma(nn.Module):
     front = jnp.ones((B, M), bool)
     valid = jnp.concatenate([front, valid], 1)
     prompt = jnp.concatenate([front, prompt], 1).astype(jnp.int32)
-    prefix, band = masks.Segments(prompt, prompt), self.language.window
+    prefix = masks.Segments(prompt, prompt)
+    causal = self.language.by_letter(masks.Causal(), masks.Banded)
+    rule = tuple((mask | prefix) & masks.Keys(valid) for mask in causal)
     positions = _positions(valid)
     x = self._joined(seen, tokens, positions[:, M:], train)
-    causal = (
-      masks.Causal() if letter == "g" else masks.Banded(band)
-      for letter in self.language.pattern
-    )
-    rule = tuple((mask | prefix) & masks.Keys(valid) for mask in causal)
     x = self.language.decode(x, rule, positions, train=train)
     x = x[:, M:]
     return self.language.logits(x), {"image": seen, "tokens": x}
