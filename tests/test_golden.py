@@ -83,7 +83,15 @@ def until_end(ids, prompt, settings):
 
 
 # These compile for long, and what decodes is that of other cases.
-LONG = ("blip_answer", "gemma_one_kv", "gpt_neo_uneven", "t5_v1_1")
+LONG = (
+  "big_vision_paligemma2",
+  "blip_answer",
+  "gemma2",
+  "gemma_one_kv",
+  "gpt_neo_uneven",
+  "paligemma2",
+  "t5_v1_1",
+)
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ class Spec:
     norm: its kind, see `layers.norm`. epsilon: of the norms.
     order: "pre" is x + f(norm(x)) ("Learning deep Transformer models", Wang
       et al. 2019), "post" is norm(x + f(x)) ("Attention is all you need").
-    norm_after: kind of a norm at the end of each attention's branch, norm_mlp:
-      of one of the MLP's hidden units ("NormFormer: Improved Transformer
-      pretraining with extra normalization", Shleifer et al. 2021); None is
-      none.
+    norm_after: kind of a norm at the end of each attention's branch,
+      norm_after_mlp: of the MLP's ("Gemma 2", 2024), norm_mlp: of one of the
+      MLP's hidden units ("NormFormer: Improved Transformer pretraining with
+      extra normalization", Shleifer et al. 2021); None is none.
     biases: of the attention, letters of "qkvo". mlp_bias: of the MLP.
     cross: an attention to a memory between self-attention and MLP, which is
       left out where there is neither a memory nor a cache of one.
@@ -59,6 +59,7 @@ class Spec:
   epsilon: float = 1e-6
   order: str = "pre"
   norm_after: str | None = None
+  norm_after_mlp: str | None = None
   norm_mlp: str | None = None
   biases: str = "qkvo"
   mlp_bias: bool = True
@@ -247,9 +248,10 @@ class Block(nn.Module):
       spec.norm, epsilon=spec.epsilon, dtype=self.dtype, name=f"norm{suffix}"
     )
     y = branch(normal(x) if spec.order == "pre" else x)
-    if spec.norm_after is not None and suffix != "2":
+    after = spec.norm_after_mlp if suffix == "2" else spec.norm_after
+    if after is not None:
       y = norm(
-        spec.norm_after,
+        after,
         epsilon=spec.epsilon,
         dtype=self.dtype,
         name=f"norm{suffix}_after",

@@ -15,14 +15,11 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.layers import norm as norms
 from mmjax.layers.block import Cache, Spec, make_cache
-from mmjax.layers.embed import TokenEmbed
+from mmjax.layers.embed import TokenEmbed, word_logits
 from mmjax.layers.position import LearnedSequence, RelativeBias
 from mmjax.layers.transformer import Stack
 from mmjax.ops import masks
 from mmjax.parallel import rules
-
-# The logits of rows of the table that are no token.
-_NEVER = -1e30
 
 
 class State(NamedTuple):
@@ -52,6 +49,8 @@ class DecoderLM(nn.Module):
     pattern: what the blocks see, in turn: "g" all before, "b" a band.
     window: of a band: a token sees itself and window - 1 before it.
     scale: of the products of queries and keys, None is H**-0.5.
+    softcap: of these scores, logits_cap: of the logits, cap * tanh(x / cap)
+      ("Gemma 2", 2024); None is none. norm_after: branches end in a norm, too.
     biases: of the attention, letters of "qkvo". mlp_bias: of the MLP.
     act, gated: of the MLP. norm, epsilon: see `layers.norm`.
     embed_scale: embeddings are multiplied by the root of D.
@@ -80,6 +79,9 @@ class DecoderLM(nn.Module):
   pattern: str = "g"
   window: int | None = None
   scale: float | None = None
+  softcap: float | None = None
+  logits_cap: float | None = None
+  norm_after: bool = False
   biases: str = "qkvo"
   mlp_bias: bool = True
   act: str = "gelu"
@@ -124,16 +126,20 @@ class DecoderLM(nn.Module):
   @property
   def spec(self) -> Spec:
     """Returns what the blocks are made of."""
+    after = self.norm if self.norm_after else None
     return Spec(
       self.heads,
       self.mlp,
       head_dim=self.head_dim,
       kv_heads=self.kv_heads,
       scale=self.scale,
+      softcap=self.softcap,
       rotary=self.theta if self.posemb == "rotary" else None,
       act=self.act,
       gated=self.gated,
       norm=self.norm,
+      norm_after=after,
+      norm_after_mlp=after,
       epsilon=self.epsilon,
       biases=self.biases,
       mlp_bias=self.mlp_bias,
@@ -177,13 +183,13 @@ class DecoderLM(nn.Module):
     """Returns the tokens that the head reads, [B T D]; as `__call__`."""
     if positions is None and mask is not None:
       positions = _counted(mask)
-    seen = self._masks(masks.Causal(), masks.Banded)
+    seen = self.by_letter(masks.Causal(), masks.Banded)
     if mask is not None:
       seen = tuple(m & masks.Keys(mask) for m in seen)
     x = self.embed(tokens, positions, train=train)
     return self.decode(x, seen, positions, train=train)
 
-  def _masks(self, causal: masks.Mask, band: Any) -> tuple[masks.Mask, ...]:
+  def by_letter(self, causal: masks.Mask, band: Any) -> tuple[masks.Mask, ...]:
     """Returns the mask of each letter of the pattern."""
     return tuple(
       causal if letter == "g" else causal & band(self.window)
@@ -257,18 +263,10 @@ class DecoderLM(nn.Module):
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Maps [B T D], of `decode`, to logits float32 [B T V]."""
-    if self.tied:
+    table = None if self.tied else self.head
+    if table is None:
       table = nn.meta.unbox(self.embedding.get_variable("params", "table"))
-      form = "btd,vd->btv"
-    else:
-      table, form = self.head, "btd,dv->btv"
-    x = jnp.einsum(
-      form, x, table.astype(x.dtype), preferred_element_type=jnp.float32
-    )
-    if x.shape[-1] > self.vocab_size:
-      known = jnp.arange(x.shape[-1]) < self.vocab_size
-      x = jnp.where(known[None, None], x, _NEVER)
-    return rules.constrain(x, "batch", "length", "vocab")
+    return word_logits(x, table, self.tied, self.vocab_size, self.logits_cap)
 
   def start(
     self,
@@ -330,7 +328,7 @@ class DecoderLM(nn.Module):
     places = jnp.arange(state.valid.shape[1], dtype=jnp.int32)[None]
     keys = jnp.where(state.valid & (places < slot + T), places, -1)
     queries = jnp.tile(slot + jnp.arange(T, dtype=jnp.int32)[None], (B, 1))
-    seen = self._masks(
+    seen = self.by_letter(
       masks.Positions(queries, keys),
       lambda w: masks.Positions(queries, keys, w - 1),
     )

@@ -10,6 +10,9 @@ from mmjax import errors
 from mmjax.layers.norm import layer_norm
 from mmjax.parallel import rules
 
+# The logits of rows of a table that are no token.
+_NEVER = -1e30
+
 
 def normalised(image: jax.Array) -> jax.Array:
   """Brings uint8 [0, 255] to [-1, 1]; floats are there already.
@@ -204,3 +207,34 @@ class TokenEmbed(nn.Module):
     table = rules.constrain(table.astype(self.dtype), "vocab", None)
     x = jnp.einsum("btd,vd->btv", x.astype(self.dtype), table)
     return rules.constrain(x, "batch", "length", "vocab")
+
+
+def word_logits(
+  x: jax.Array,
+  table: jax.Array,
+  tied: bool,
+  tokens: int,
+  cap: float | None = None,
+) -> jax.Array:
+  """Maps what a language model's head reads, [B T D], to logits.
+
+  Args:
+    x: tokens.
+    table: [V D] where it is `tied`, that of the embeddings; else [D V].
+    tied: see there.
+    tokens: rows of the table that are tokens, at most V. The logits of the
+      others are -1e30.
+    cap: logits become cap * tanh(logits / cap); None leaves them.
+
+  Returns:
+    float32 [B T V].
+  """
+  form = "btd,vd->btv" if tied else "btd,dv->btv"
+  table = table.astype(x.dtype)
+  x = jnp.einsum(form, x, table, preferred_element_type=jnp.float32)
+  if cap is not None:
+    x = cap * jnp.tanh(x / cap)
+  if x.shape[-1] > tokens:
+    known = jnp.arange(x.shape[-1]) < tokens
+    x = jnp.where(known[None, None], x, _NEVER)
+  return rules.constrain(x, "batch", "length", "vocab")

@@ -1,10 +1,11 @@
-"""Decoder language models: GPT-2, GPT-3, GPT-Neo, LaMDA, MT-NLG, Gemma.
+"""Decoder language models: GPT-2, GPT-3, GPT-Neo, LaMDA, MT-NLG, Gemma 1, 2.
 
 "Language models are unsupervised multitask learners", Radford et al. 2019;
 "Language models are few-shot learners", Brown et al. 2020 (every second layer
 sees a band only); "GPT-Neo", Black et al. 2021; "LaMDA", Thoppilan et al. 2022
 (relative positions, gated GELU, no biases: as T5); "Using DeepSpeed and
-Megatron to train Megatron-Turing NLG 530B", Smith et al. 2022; "Gemma", 2024.
+Megatron to train Megatron-Turing NLG 530B", Smith et al. 2022; "Gemma" and
+"Gemma 2: improving open language models at a practical size", 2024.
 
 Called with (tokens [B T], mask [B T], positions [B T]), the last two optional,
 it gives logits float32 [B T V]. `layers/generate.py` decodes with it.
@@ -55,6 +56,10 @@ _GEMMA = dict(
   mlp_bias=False,
   embed_scale=True,
 )
+# Every second layer sees a band, and branches end in a norm.
+_GEMMA2 = _GEMMA | dict(
+  pattern="bg", window=4096, softcap=50.0, logits_cap=30.0, norm_after=True
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
   "gpt2": _sizes(768, 12, 12),
@@ -81,6 +86,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
   "mtnlg-530b": _sizes(20480, 105, 128, length=2048, std=4e-3),
   "gemma-2b": _sizes(2048, 18, 8, kv_heads=1, **_GEMMA) | dict(mlp=16384),
   "gemma-7b": _sizes(3072, 28, 16, **_GEMMA) | dict(mlp=24576),
+  "gemma2-2b": _sizes(2304, 26, 8, kv_heads=4, **_GEMMA2),
+  "gemma2-9b": _sizes(3584, 42, 16, kv_heads=8, **_GEMMA2),
+  # Its scores are scaled by the width of a head that all widths would share.
+  "gemma2-27b": _sizes(4608, 46, 32, kv_heads=16, **_GEMMA2)
+  | dict(mlp=36864, head_dim=128, scale=144**-0.5),
 }
 POSEMBS = ("learn", "rotary", "relative")
 

@@ -1,9 +1,11 @@
-"""PaliGemma: a language model that reads an image before a text.
+"""PaliGemma 1 and 2: a language model that reads an image before a text.
 
-"PaliGemma: a versatile 3B VLM for transfer", Beyer et al. 2024: the patches of
+"PaliGemma: a versatile 3B VLM for transfer", Beyer et al. 2024, and "PaliGemma
+2: a family of versatile VLMs for transfer", Steiner et al. 2024: the patches of
 SigLIP's image encoder, without its pooling head, are projected to the width of
-Gemma and stand before the text. Image and prompt see each other (prefix-LM);
-what follows, the suffix, is causal. Positions start at 1.
+Gemma and stand before the text. Image and prompt see each other (prefix-LM),
+from end to end also in Gemma 2's layers that see a band; what follows, the
+suffix, is causal. Positions start at 1.
 """
 
 from collections.abc import Mapping
@@ -21,10 +23,16 @@ from mmjax.ops import masks
 from mmjax.parallel import rules
 
 VARIANTS: dict[str, dict[str, Any]] = {
-  "3b": dict(
+  name: dict(
     image=dict(name="vit", variant="So400m/14"),
-    language=dict(name="decoder_lm", variant="gemma-2b", vocab_size=257_216),
-  ),
+    language=dict(name="decoder_lm", variant=gemma, vocab_size=257_216),
+  )
+  for name, gemma in (
+    ("3b", "gemma-2b"),
+    ("2-3b", "gemma2-2b"),
+    ("2-10b", "gemma2-9b"),
+    ("2-28b", "gemma2-27b"),
+  )
 }
 
 # What the contract tests build and feed: axes after the batch, and dtype.
@@ -114,12 +122,12 @@ class PaliGemma(nn.Module):
     front = jnp.ones((B, M), bool)
     valid = jnp.concatenate([front, valid], 1)
     prompt = jnp.concatenate([front, prompt], 1).astype(jnp.int32)
-    rule = masks.Causal() | masks.Segments(prompt, prompt)
+    prefix = masks.Segments(prompt, prompt)
+    causal = self.language.by_letter(masks.Causal(), masks.Banded)
+    rule = tuple((mask | prefix) & masks.Keys(valid) for mask in causal)
     positions = _positions(valid)
     x = self._joined(seen, tokens, positions[:, M:], train)
-    x = self.language.decode(
-      x, (rule & masks.Keys(valid),), positions, train=train
-    )
+    x = self.language.decode(x, rule, positions, train=train)
     x = x[:, M:]
     return self.language.logits(x), {"image": seen, "tokens": x}
 
@@ -179,7 +187,7 @@ class PaliGemma(nn.Module):
     )
     x, layers = self.language.decode(
       self._joined(seen, prompt, positions[:, M : M + P], False),
-      (masks.Segments(prefix, keys),),
+      (masks.Segments(prefix, keys),) * len(self.language.pattern),
       positions[:, : M + P],
       cache=layers,
       slot=jnp.int32(0),
@@ -242,10 +250,10 @@ def build(
       )
   tower = {"dtype": dtype, **parts["image"], "pool": "none"}
   model = build_plugin("models", **{"dtype": dtype, **parts["language"]})
-  if not isinstance(model, decoder.DecoderLM) or len(model.pattern) != 1:
+  if not isinstance(model, decoder.DecoderLM):
     raise errors.InputError(
       f"models.paligemma language = {dict(parts['language'])!r}: must be a "
-      "decoder_lm whose layers all see alike."
+      "decoder_lm."
     )
   return PaliGemma(
     image=build_plugin("models", **tower),

@@ -36,23 +36,36 @@ def test_block_adds_its_branches_in_order(key, order):
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_a_norm_can_end_the_branch_of_attention_but_not_the_mlps(key):
+@pytest.mark.parametrize("after_mlp", [None, "rms"])
+def test_a_norm_can_end_each_branch(key, after_mlp):
   x = jax.random.normal(key, (2, 3, WIDTH))
-  block = Block(Spec(2, 16, norm_after="rms", norm_mlp="layer_no_scale"))
+  block = Block(
+    Spec(
+      2,
+      16,
+      norm_after="rms",
+      norm_mlp="layer_no_scale",
+      norm_after_mlp=after_mlp,
+    )
+  )
   p = nn.unbox(jax.jit(block.init)(key, x))["params"]
   assert {n for n in p if n.startswith("norm")} == {
     "norm1",
     "norm1_after",
     "norm2",
-  }
+  } | ({"norm2_after"} if after_mlp else set())
   assert list(p["mlp"]["norm"]) == ["bias"]
   p = jax.tree.map(jnp.zeros_like, p)
   p["attention"]["out"]["bias"] = jnp.arange(8.0)
   p["norm1_after"]["scale"] = 2 * jnp.ones(8)
-  p["mlp"]["down"]["bias"] = jnp.ones(8)
+  p["mlp"]["down"]["bias"] = 3 * jnp.ones(8)
+  second = 3.0
+  if after_mlp:
+    p["norm2_after"]["scale"] = 0.5 * jnp.ones(8)
+    second = 0.5
   branch = 2 * np.arange(8.0) / np.sqrt(np.square(np.arange(8.0)).mean() + 1e-6)
   got, _ = jax.jit(block.apply)({"params": p}, x)
-  want = np.asarray(x) + branch + 1
+  want = np.asarray(x) + branch + second
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 

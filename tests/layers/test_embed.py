@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from mmjax import errors
-from mmjax.layers.embed import ConvStem, Patches, TokenEmbed, normalised
+from mmjax.layers.embed import (
+  ConvStem,
+  Patches,
+  TokenEmbed,
+  normalised,
+  word_logits,
+)
 
 
 def test_patches_equal_a_strided_convolution(key):
@@ -97,3 +103,15 @@ def test_token_embed_attends_by_its_own_table(key):
   table = variables["params"]["embed"]["table"].unbox()
   assert jax.tree.structure(variables).num_leaves == 1
   np.testing.assert_allclose(logits, 2 * x @ table.T, atol=1e-6)
+
+
+def test_words_are_capped_and_rows_that_are_none_never_chosen():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 8)).astype(np.float32)
+  table = rng.normal(size=(6, 8)).astype(np.float32)
+  want = x @ table.T
+  np.testing.assert_allclose(word_logits(x, table, True, 6), want, atol=1e-5)
+  np.testing.assert_allclose(word_logits(x, table.T, False, 6), want, atol=1e-5)
+  got = np.asarray(word_logits(x, table, True, 4, cap=2.0))
+  np.testing.assert_allclose(got[..., :4], 2 * np.tanh(want / 2)[..., :4], 1e-5)
+  assert (got[..., 4:] == -1e30).all()

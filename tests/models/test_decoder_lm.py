@@ -34,6 +34,9 @@ def shapes(variant=None, **keywords):
     ("gpt-neo-2.7b", 2_651_307_520),
     ("gemma-2b", 2_506_172_416),
     ("gemma-7b", 8_537_680_896),
+    ("gemma2-2b", 2_614_341_888),
+    ("gemma2-9b", 9_241_705_984),
+    ("gemma2-27b", 27_227_128_320),
   ],
 )
 def test_published_parameter_counts(variant, published):

@@ -12,13 +12,16 @@ from mmjax import build, errors
 from mmjax.models import paligemma
 
 
-def test_published_count():
-  model = paligemma.build("3b")
+@pytest.mark.parametrize(
+  "variant, published", [("3b", 2_923_466_480), ("2-3b", 3_032_242_416)]
+)
+def test_published_count(variant, published):
+  model = paligemma.build(variant)
   image = jnp.zeros((1, 224, 224, 3))
   shapes = jax.eval_shape(
     lambda: model.init(jax.random.key(0), image, jnp.zeros((1, 2), jnp.int32))
   )
-  assert sum(x.size for x in jax.tree.leaves(shapes)) == 2_923_466_480
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == published
 
 
 @pytest.fixture(scope="module")

@@ -30,12 +30,14 @@ def models(name: str) -> Any:
   return importlib.import_module(f"big_vision.models.{name}")
 
 
-def drawn(model: Any, *args: Any, prefix: str = "params/") -> dict[str, Any]:
+def drawn(
+  model: Any, *args: Any, prefix: str = "params/", **given: Any
+) -> dict[str, Any]:
   """Returns the parameters of a model by name, all drawn anew."""
   import jax
   from flax import traverse_util
 
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *args))
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *args, **given))
   flat = traverse_util.flatten_dict(shapes["params"], sep="/")
   found = {}
   for name, leaf in flat.items():
@@ -48,6 +50,7 @@ def drawn(model: Any, *args: Any, prefix: str = "params/") -> dict[str, Any]:
     noise = rng.normal(size=shape)
     if name.endswith("kernel"):
       heads = name.split("/")[-2] in ("query", "key", "value")
+      heads = heads and "BertEncoder_0" not in name  # whose heads are flat
       fan_in = shape[-3] if heads else np.prod(shape[-3:-1])
       noise = noise / fan_in**0.5
     else:

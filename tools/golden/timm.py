@@ -1,10 +1,14 @@
-"""ViT with timm's names, written out in PyTorch; AudioMAE's encoder.
+"""ViT with timm's names: written out in PyTorch, of timm, AudioMAE's encoder.
 
-timm itself cannot be imported without torchvision. What is computed here is
-told by its names: pre-norm blocks, exact GELU, epsilon 1e-6, positions before
+timm 1.0.31 itself computes SigLIP's, where it is installed; what it imports of
+torchvision to prepare images is left out. What is written out here is told by
+timm's names: pre-norm blocks, exact GELU, epsilon 1e-6, positions before
 registers, in SwiGLU the gate first; AudioMAE's encoder takes the mean of the
 patches, then a norm (github facebookresearch/AudioMAE, models_vit.py).
 """
+
+import sys
+from unittest import mock
 
 import numpy as np
 from make_golden import images, redraw, save
@@ -29,6 +33,56 @@ def make() -> None:
   audio = images((2, 36, 12, 1), 21)
   config = dict(model_args=dict(num_heads=HEADS, img_size=[36, 12]))
   _case("audiomae", model, config, "audio", audio, pooled=True)
+  _siglip()
+
+
+def _siglip() -> None:
+  """No class token, positions of an oblong grid, a pool that attends."""
+  import torch
+
+  for name in (
+    "",
+    ".datasets",
+    ".models",
+    ".models.feature_extraction",
+    ".ops",
+    ".ops.misc",
+    ".transforms",
+    ".transforms.functional",
+    ".transforms.v2",
+    ".transforms.v2.functional",
+    ".utils",
+  ):
+    sys.modules.setdefault(f"torchvision{name}", mock.MagicMock())
+  from timm.models import vision_transformer
+
+  arguments = dict(img_size=[24, 16], num_heads=HEADS, act_layer="gelu_tanh")
+  model = vision_transformer.VisionTransformer(
+    patch_size=8,
+    embed_dim=WIDTH,
+    depth=DEPTH,
+    mlp_ratio=1.25,
+    class_token=False,
+    global_pool="map",
+    num_classes=0,
+    **arguments,
+  )
+  model = redraw(model, 31)
+  with torch.no_grad():
+    model.pos_embed *= 0.5 * model.pos_embed[0].numel() ** 0.5
+    image = images((2, 24, 16, 3), 22)
+    pooled = model(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))
+  config = dict(
+    architecture="vit_base_patch8_siglip_24",
+    global_pool="map",
+    num_classes=0,
+    num_features=WIDTH,
+    model_args=arguments,
+    pretrained_cfg=dict(num_classes=0, input_size=[3, 24, 16]),
+  )
+  save(
+    "timm_siglip", config, model.state_dict(), {"image": image}, {"0": pooled}
+  )
 
 
 def _model(

@@ -14,7 +14,9 @@ in SigLIP, the bias `b` [1]. What the names cannot say, at which token a text
 without SigLIP's bias is read, stands in a config.json beside the file:
 {"text_pool": "last"}, "first" or "mean" in big_vision's words.
 
-Files of before 2022 with `posembed_input` are those of `vit`.
+LiT's BERT is that of `big_vision_bert`, and LiT's published files (github
+google-research/vision_transformer) have the names of before 2022. An image
+encoder alone with `posembed_input` is `vit`'s.
 """
 
 import math
@@ -25,6 +27,7 @@ from mmjax.weights import rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
+from mmjax.weights.tables import big_vision_bert as bert
 from mmjax.weights.tables import big_vision_layers as layers
 from mmjax.weights.tables import hub
 
@@ -87,7 +90,13 @@ def _image(checkpoint: Checkpoint, root: str) -> Recipe:
 def _two_towers(checkpoint: Checkpoint, root: str) -> Recipe:
   shapes = checkpoint.shapes
   image_model, given, image_rules = image(checkpoint, f"{root}img/")
-  text_model, text_rules = _text(checkpoint, root)
+  length = None
+  if bert.marked(checkpoint, f"{root}txt/"):
+    text_model, text_rules = bert.text(checkpoint, f"{root}txt/")
+    length = min(bert.LENGTH, text_model["length"])
+  else:
+    text_model, text_rules = _text(checkpoint, root)
+  length = length or text_model["length"]
   rules = [
     *rename.under("image/", "", image_rules),
     *rename.under("text/", "", text_rules),
@@ -116,10 +125,10 @@ def _two_towers(checkpoint: Checkpoint, root: str) -> Recipe:
       temperature_init=10.0,
       bias_init=-10.0 if bias else None,
     ),
-    inputs={**inputs, "text": ((1, text_model["length"]), "int32")},
+    inputs={**inputs, "text": ((1, length), "int32")},
     rules=rules,
     config=checkpoint.config,
-    texts={"text": text_model["length"]},
+    texts={"text": length},
     ignore=layers.IGNORE,
   )
 
@@ -154,14 +163,19 @@ def image(
   if f"{root}MAPHead_0/probe" in shapes:
     model["pool"] = "map"
     rules += layers.map_head(f"{root}MAPHead_0/", width)
-  if f"{root}cls" in shapes:
+  tokens = int(f"{root}cls" in shapes)
+  if tokens:
     model.update(pool="tok", token_posemb=False)
     rules.append(
       Rule("cls", f"{root}cls", rename.reshape((1, width), (1, 1, width)))
     )
   side, table = _SIDE, f"{root}pos_embedding"
+  placed = 0
+  if f"{root}Transformer/posembed_input/pos_embedding" in shapes:
+    table, placed = f"{root}Transformer/posembed_input/pos_embedding", tokens
+    model["token_posemb"] = placed > 0
   if table in shapes:
-    count = shapes[table][1]
+    count = shapes[table][1] - placed
     side = math.isqrt(count)
     if side * side != count:
       raise errors.InputError(
@@ -170,7 +184,9 @@ def image(
         "have; give the model in the hub's layout, where its config says it."
       )
     model["interpolate"] = "bilinear_corners"
-    rules += hub.positions(table, (side, side), width, extra=0, batched=True)
+    rules += hub.positions(
+      table, (side, side), width, extra=placed, batched=True
+    )
   else:
     model["posemb"] = "sincos2d"
   pixels = side * patch
@@ -235,8 +251,8 @@ def _text(
   if f"{base}Encoder_0/encoder_norm/scale" not in shapes:
     raise errors.InputError(
       f"weights path = {str(checkpoint.path)!r}: its text encoder has no "
-      f"{base}Encoder_0/encoder_norm/scale; only big_vision's own Transformer "
-      "is known, not LiT's BERT."
+      f"{base}Encoder_0/encoder_norm/scale and no {base}BertEncoder_0; only "
+      "big_vision's own Transformer and LiT's BERT are known."
     )
   sizes, rules = layers.encoder(shapes, f"{base}Encoder_0/")
   vocab, width = shapes[f"{base}Embed_0/embedding"]

@@ -1,8 +1,10 @@
-"""Gemma and PaliGemma (the first of both) of Google's big_vision, in .npz.
+"""Gemma and PaliGemma, 1 and 2, of Google's big_vision, in .npz.
 
 "PaliGemma: a versatile 3B VLM for transfer", Beyer et al. 2024; "Gemma: open
-models based on Gemini research and technology", 2024. As in `big_vision`, names
-and shapes say what it is. PaliGemma has `img/`, SigLIP's image encoder with a
+models based on Gemini research and technology", 2024, and those that followed.
+As in `big_vision`, names and shapes say what it is: the second Gemma is the one
+whose branches end in norms. big_vision's has no layers that see a band only.
+ PaliGemma has `img/`, SigLIP's image encoder with a
 head that leads to the language model's width, and `llm/`; a Gemma alone stands
 at the root or under `llm/`. Its blocks are one stack, `layers/attn/...`
 [depth ...], or tensors each, `layers/0/attn/...`.
@@ -28,8 +30,12 @@ from mmjax.weights.tables import big_vision_layers as layers
 Shapes = Mapping[str, tuple[int, ...]]
 
 TABLE = big_vision.GEMMA
-# Of the second Gemma, whose blocks also have norms at their ends.
+# Of the second Gemma, whose branches also have norms at their ends, and what
+# no tensor says of it.
 SECOND = "post_attention_norm/scale"
+CAPS = dict(softcap=50.0, logits_cap=30.0, norm_after=True)
+# Width, heads and their width where scores are scaled by width / heads: 27B.
+BY_WIDTH = (4608, 32, 128)
 # What no tensor says; rotary positions have no end, and this is Gemma's.
 LENGTH = 8192
 THETA = 10_000.0
@@ -41,7 +47,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   """Returns the recipe of a PaliGemma or a Gemma, or None for any other.
 
   Raises:
-    InputError: a second Gemma; an image encoder that pools its patches; what
+    InputError: an image encoder that pools its patches; what
       `big_vision.image` refuses.
   """
   shapes = checkpoint.shapes
@@ -76,6 +82,9 @@ def _both(checkpoint: Checkpoint, root: str) -> Recipe:
       "which all patches are read, has none of them."
     )
   language_model, language_rules = language(checkpoint, f"{root}llm/")
+  if "logits_cap" in language_model:
+    # Its PaliGemma leaves out the cap of Gemma's logits, which moves no id.
+    language_model["logits_cap"] = None
   return Recipe(
     table="big_vision_gemma",
     model=dict(
@@ -102,18 +111,13 @@ def language(
     root: what its names begin with, "params/llm/".
 
   Raises:
-    InputError: a second Gemma, or a tensor that the sizes are read from is
-      not there.
+    InputError: a tensor that the sizes are read from is not there.
   """
   shapes = checkpoint.shapes
   stacked = not any(n.startswith(f"{root}layers/0/") for n in shapes)
   block = f"{root}layers/" if stacked else f"{root}layers/{{n}}/"
   first = block.replace("{n}", "0")
-  if f"{first}{SECOND}" in shapes:
-    raise errors.InputError(
-      f"weights path = {str(checkpoint.path)!r}: {first}{SECOND} is of the "
-      "second Gemma, of PaliGemma 2; only the first, without it, is known."
-    )
+  second = f"{first}{SECOND}" in shapes
 
   def shape(name: str) -> tuple[int, ...]:
     if name not in shapes:
@@ -152,24 +156,28 @@ def language(
     biases="",
     mlp_bias=False,
     embed_scale=True,
+    **(CAPS if second else {}),
   )
+  if second and (width, heads, head_dim) == BY_WIDTH:
+    model["scale"] = (width / heads) ** -0.5
   # Some of Google's files have it as [2 F D].
   gate = shape(f"{first}mlp/gating_einsum")[-2:]
   turned = gate == (mlp, width) and mlp != width
   rules = [
     Rule("embedding/table", f"{root}{TABLE}"),
     Rule("final_norm/scale", f"{root}final_norm/scale"),
-    *rename.under("decoder/blocks/", block, _block(packed, turned)),
+    *rename.under("decoder/blocks/", block, _block(packed, turned, second)),
   ]
   return model, rules
 
 
-def _block(packed: bool, turned: bool) -> list[Rule]:
+def _block(packed: bool, turned: bool, second: bool) -> list[Rule]:
   """Returns the rules of the blocks, stacked or not: axes count from the last.
 
   Args:
     packed: queries, too, are in one tensor with keys and values.
     turned: the gate has its hidden axis first.
+    second: it is Gemma 2's.
   """
   names, attention = ("query", "key", "value"), "attn/qkv_einsum/w"
   rules = [
@@ -178,6 +186,11 @@ def _block(packed: bool, turned: bool) -> list[Rule]:
     Rule("attention/out/kernel", "attn/attn_vec_einsum/w"),
     Rule("mlp/down/kernel", "mlp/linear"),
   ]
+  if second:
+    rules += [
+      Rule("norm1_after/scale", SECOND),
+      Rule("norm2_after/scale", "post_ffw_norm/scale"),
+    ]
   if not packed:
     names, attention = ("key", "value"), "attn/kv_einsum/w"
     rules.append(

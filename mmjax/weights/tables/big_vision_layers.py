@@ -14,6 +14,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 IGNORE = (r"^opt/", r"^extra/")
 _NORM = "LayerNorm_0/scale"
 _ATTENTION, _MLP = "MultiHeadDotProductAttention_0/", "MlpBlock_0/"
+# Of before Linen, when the parts of a block were counted together.
+_OLD_ATTENTION, _OLD_MLP = "MultiHeadDotProductAttention_1/", "MlpBlock_3/"
 
 
 def encoder(shapes: Shapes, theirs: str) -> tuple[dict[str, int], list[Rule]]:
@@ -28,19 +30,22 @@ def encoder(shapes: Shapes, theirs: str) -> tuple[dict[str, int], list[Rule]]:
     f"{theirs}encoderblock/" if stacked else f"{theirs}encoderblock_{{n}}/"
   )
   first = block.replace("{n}", "0")
-  *layers, width, heads, _ = shapes[f"{first}{_ATTENTION}query/kernel"]
+  attend, feed, second = _ATTENTION, _MLP, "LayerNorm_1"
+  if f"{first}{_OLD_MLP}Dense_0/kernel" in shapes:
+    attend, feed, second = _OLD_ATTENTION, _OLD_MLP, "LayerNorm_2"
+  *layers, width, heads, _ = shapes[f"{first}{attend}query/kernel"]
   depth = layers[0] if stacked else 0
   while not stacked and block.replace("{n}", str(depth)) + _NORM in shapes:
     depth += 1
   ours = "encoder/blocks"
   rules = [
     *norm(f"{ours}/norm1", f"{block}LayerNorm_0"),
-    *norm(f"{ours}/norm2", f"{block}LayerNorm_1"),
-    *mlp(f"{ours}/mlp", f"{block}{_MLP}"),
-    *attention(f"{ours}/attention", f"{block}{_ATTENTION}"),
+    *norm(f"{ours}/norm2", f"{block}{second}"),
+    *mlp(f"{ours}/mlp", f"{block}{feed}"),
+    *attention(f"{ours}/attention", f"{block}{attend}"),
     *norm("norm", f"{theirs}encoder_norm"),
   ]
-  hidden = shapes[f"{first}{_MLP}Dense_0/kernel"][-1]
+  hidden = shapes[f"{first}{feed}Dense_0/kernel"][-1]
   return dict(width=width, depth=depth, heads=heads, mlp=hidden), rules
 
 

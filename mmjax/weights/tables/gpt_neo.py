@@ -109,12 +109,7 @@ def _pattern(config: Mapping[str, Any]) -> str:
       f"config.json attention_types = {config['attention_types']!r} names "
       f"{len(kinds)} layers, but num_layers = {depth}; make them agree."
     )
-  letters = "".join(LETTERS[kind] for kind in kinds)
-  return next(
-    letters[:n]
-    for n in range(1, depth + 1)
-    if depth % n == 0 and letters[:n] * (depth // n) == letters
-  )
+  return hub.period("".join(LETTERS[kind] for kind in kinds))
 
 
 def _block(heads: int) -> list[Rule]:

@@ -177,6 +177,16 @@ def positions(
   return rules
 
 
+def period(letters: str) -> str:
+  """Returns the shortest letters that give all these, again and again."""
+  count = len(letters)
+  return next(
+    letters[:n]
+    for n in range(1, count + 1)
+    if count % n == 0 and letters[:n] * (count // n) == letters
+  )
+
+
 def clip_layers(heads: int) -> list[Rule]:
   """Returns the rules of the blocks of an encoder of CLIP or SigLIP."""
   ours, block = "encoder/blocks", "encoder.layers.{n}."

@@ -1,8 +1,10 @@
-"""PaliGemma (the first) of the hub (model_type "paligemma").
+"""PaliGemma 1 and 2 of the hub (model_type "paligemma").
 
-"PaliGemma: a versatile 3B VLM for transfer", Beyer et al. 2024. The hub's files
-say `vision_tower.vision_model.` and `language_model.model.`; what transformers
-5 writes leaves out the inner names, or puts `model.` before all.
+"PaliGemma: a versatile 3B VLM for transfer", Beyer et al. 2024; "PaliGemma 2: a
+family of versatile VLMs for transfer", Steiner et al. 2024, whose text_config
+has the model_type "gemma2". The hub's files say `vision_tower.vision_model.`
+and `language_model.model.`; what transformers 5 writes leaves out the inner
+names, or puts `model.` before all.
 """
 
 from collections.abc import Mapping
@@ -12,9 +14,11 @@ from mmjax import errors
 from mmjax.weights import recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
-from mmjax.weights.tables import gemma, hub, siglip
+from mmjax.weights.tables import gemma, gemma2, hub, siglip
 
 MODEL_TYPES = ("paligemma",)
+IMAGES = ("siglip_vision_model", "siglip")
+LANGUAGES: dict[str, Any] = {"gemma": gemma, "gemma2": gemma2}
 
 # What files may leave out as a whole.
 IMAGE = dict(
@@ -45,7 +49,12 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   if config.get("model_type") not in MODEL_TYPES:
     return None
   image = {**siglip.IMAGE, **(config.get("vision_config") or IMAGE)}
-  text = {**gemma.DEFAULTS, **(config.get("text_config") or TEXT)}
+  text = config.get("text_config") or TEXT
+  kind = text.get("model_type", "gemma")
+  if kind not in LANGUAGES:
+    raise errors.unknown("config.json text_config.model_type", kind, LANGUAGES)
+  table = LANGUAGES[kind]
+  text = {**table.DEFAULTS, **text}
   _check(config, image, text)
   image["vision_use_head"] = False  # its pooling head is not read
   # It says that prompts are seen both ways, which the model does by itself.
@@ -60,14 +69,14 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       name="paligemma",
       image=siglip.image_model(image, False, "vision_config"),
       language=dict(
-        name="decoder_lm", **gemma.keywords(language, "text_config")
+        name="decoder_lm", **table.keywords(language, "text_config")
       ),
     ),
     inputs={"image": hub.image_input(image), "tokens": ((1, 2), "int32")},
     rules=[
       *rename.under("image/", towers, siglip.image_rules(image, False)),
       *hub.linear("projection", f"{projector}multi_modal_projector.linear"),
-      *rename.under("language/", words, gemma.rules(language)),
+      *rename.under("language/", words, table.rules(language)),
     ],
     config=config,
     prompts={"tokens": "suffix"},
@@ -89,16 +98,9 @@ def _prefix(checkpoint: Checkpoint, name: str) -> str:
 def _check(
   config: Mapping[str, Any], image: Mapping[str, Any], text: Mapping[str, Any]
 ) -> None:
-  for where, value, known in (
-    ("text_config.model_type", text.get("model_type", "gemma"), ("gemma",)),
-    (
-      "vision_config.model_type",
-      image.get("model_type", "siglip_vision_model"),
-      ("siglip_vision_model", "siglip"),
-    ),
-  ):
-    if value not in known:
-      raise errors.unknown(f"config.json {where}", value, known)
+  kind, known = image.get("model_type", IMAGES[0]), IMAGES
+  if kind not in known:
+    raise errors.unknown("config.json vision_config.model_type", kind, known)
   for where, value in (
     ("tie_word_embeddings", config.get("tie_word_embeddings", True)),
     ("text_config.tie_word_embeddings", text["tie_word_embeddings"]),
@@ -109,6 +111,8 @@ def _check(
         "embeddings; a head of its own cannot be loaded. Write true if it is "
         "the same."
       )
+  if text.get("model_type") == "gemma2":
+    return
   for name in ("final_logit_softcapping", "sliding_window"):
     if text.get(name):
       raise errors.InputError(

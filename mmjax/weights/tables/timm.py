@@ -3,12 +3,14 @@
 Files have no config, or timm's: {"architecture": "vit_base_patch16_224",
 "global_pool": "token", "model_args": {"num_heads": 12, "img_size": [224,
 224]}}. What it does not say is read off the tensors; the number of heads, which
-nothing there shows, by the sizes that papers name. AudioMAE ("Masked
+nothing there shows, by the sizes that papers name. SigLIP's image encoders have
+`attn_pool`, and some of them, by their architecture, the GELU with tanh. AudioMAE ("Masked
 autoencoders that listen", Huang et al. 2022) has one channel and spectrograms
 of 128 mels; of its pretraining only the encoder is read.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +21,18 @@ from mmjax.weights.recipe import Recipe
 from mmjax.weights.tables import hub, timm_layers
 from mmjax.weights.tables.timm_layers import Shapes
 
-POOLS = {"token": "tok", "avg": "gap", "": "none"}
+POOLS = {"token": "tok", "avg": "gap", "map": "map", "": "none"}
+ACTS = {
+  "gelu": "gelu_exact",
+  "gelu_tanh": "gelu",
+  "quick_gelu": "quick_gelu",
+  "silu": "silu",
+}
+# Architectures of timm 1.0 whose GELU is the one with tanh.
+_TANH = re.compile(
+  r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip"
+  r"|vit_large_patch16_siglip_(gap_)?512"
+)
 BINS = 128
 
 
@@ -52,17 +65,18 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   qkv_bias = f"{first}attn.qkv.bias" in shapes
   scaled = f"{first}ls1.gamma" in shapes
   pre_norm = "norm_pre.weight" in shapes
+  pool = _pool(checkpoint, config, arguments, tokens)
   encoder = dict(
     **sizes,
     patch=patch,
-    pool=_pool(config, arguments, shapes, tokens),
+    pool=pool,
     class_token="cls" in tokens,
     distilled="distilled" in tokens,
     registers=registers,
     token_posemb=placed > 0,
     pre_norm=pre_norm,
     norm_pooled=pooled,
-    act=_act(config, gated),
+    act=_act(config, arguments, gated),
     gated=gated,
     qkv_bias=qkv_bias,
     patch_bias="patch_embed.proj.bias" in shapes,
@@ -79,6 +93,11 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     *timm_layers.blocks(shapes, sizes),
     *(hub.norm("pre_norm", "norm_pre") if pre_norm else ()),
     *hub.norm("norm", "fc_norm" if pooled else "norm"),
+    *(
+      timm_layers.attention_pool(shapes, sizes["heads"])
+      if pool == "map"
+      else ()
+    ),
   ]
   head = hub.linear("head", "head") if classes is not None else []
   if "distilled" in tokens and classes is not None:
@@ -113,7 +132,7 @@ def _others(shapes: Shapes, channels: int) -> bool:
 
 
 # Arguments that we read, and those that the tensors tell.
-_READ = ("num_heads", "img_size", "global_pool")
+_READ = ("num_heads", "img_size", "global_pool", "act_layer")
 _TOLD = (
   "class_token",
   "depth",
@@ -132,26 +151,45 @@ _TOLD = (
 )
 
 
-def _act(config: Mapping[str, Any], gated: bool) -> str:
+def _act(
+  config: Mapping[str, Any], arguments: Mapping[str, Any], gated: bool
+) -> str:
+  said = arguments.get("act_layer")
+  if said is not None:
+    if said not in ACTS:
+      raise errors.unknown("config.json model_args.act_layer", said, ACTS)
+    return ACTS[said]
   if gated:
     return "silu"
-  quick = "quickgelu" in (config.get("architecture") or "")
-  return "quick_gelu" if quick else "gelu_exact"
+  architecture = config.get("architecture") or ""
+  if _TANH.match(architecture):
+    return "gelu"
+  return "quick_gelu" if "quickgelu" in architecture else "gelu_exact"
 
 
 def _pool(
+  checkpoint: Checkpoint,
   config: Mapping[str, Any],
   arguments: Mapping[str, Any],
-  shapes: Shapes,
   tokens: Sequence[str],
 ) -> str:
+  shapes = checkpoint.shapes
   if "distilled" in tokens:
     return "pair"
   said = arguments.get("global_pool", config.get("global_pool"))
+  attends = "attn_pool.latent" in shapes
+  if said is None and attends:
+    said = "map"
   if said is None:
     said = "token" if tokens and "fc_norm.weight" not in shapes else "avg"
   if said not in POOLS:
     raise errors.unknown("config.json global_pool", said, POOLS)
+  if (said == "map") != attends:
+    raise errors.InputError(
+      f"weights path = {str(checkpoint.path)!r}: config.json global_pool = "
+      f"{said!r}, but there is {'an' if attends else 'no'} attn_pool; 'map' is "
+      "the pool that attends."
+    )
   return POOLS[said]
 
 

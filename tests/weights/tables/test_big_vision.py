@@ -208,7 +208,7 @@ def test_what_is_not_known_is_named():
       checkpoint(shapes | {"params/img/pos_embedding": (1, 8, 16)})
     )
   bert = {k: v for k, v in shapes.items() if "txt/Encoder_0" not in k}
-  with pytest.raises(errors.InputError, match="not LiT's BERT"):
+  with pytest.raises(errors.InputError, match="no params/txt/BertEncoder_0"):
     big_vision.build(checkpoint(bert))
   assert big_vision.build(checkpoint({"a": (1,)})) is None
 

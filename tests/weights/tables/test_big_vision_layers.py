@@ -28,6 +28,20 @@ def test_sizes_are_those_of_the_shapes(stacked):
   assert f"{STACK}encoder_norm/scale" in read
 
 
+def test_blocks_of_before_linen_count_their_parts_together():
+  old = {
+    "LayerNorm_0/scale": (8,),
+    "MultiHeadDotProductAttention_1/query/kernel": (8, 2, 4),
+    "MlpBlock_3/Dense_0/kernel": (8, 12),
+  }
+  shapes = {f"{STACK}encoderblock_0/{k}": v for k, v in old.items()}
+  sizes, rules = layers.encoder(shapes, STACK)
+  assert sizes == dict(width=8, depth=1, heads=2, mlp=12)
+  read = {rule.ours: rule.theirs for rule in rules}
+  norm = read["encoder/blocks/norm2/scale"]
+  assert norm == f"{STACK}encoderblock_{{n}}/LayerNorm_2/scale"
+
+
 def test_a_head_has_a_probe_without_a_batch():
   rules = {rule.ours: rule for rule in layers.map_head("img/MAPHead_0/", 8)}
   probe = rules["pool/probe"]

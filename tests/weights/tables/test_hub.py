@@ -101,3 +101,8 @@ def test_fixed_values_are_refused_by_name():
     hub.fixed({"is_decoder": True}, want)
   with pytest.raises(errors.InputError, match=r"text\.is_decoder = True"):
     hub.fixed({"is_decoder": True}, want, "text")
+
+
+def test_the_shortest_period_of_letters():
+  for letters, short in (("gbgb", "gb"), ("ggg", "g"), ("gbg", "gbg")):
+    assert hub.period(letters) == short

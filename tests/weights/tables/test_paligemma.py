@@ -28,6 +28,28 @@ RELEASED = {
 }
 
 
+# What google/paligemma2-3b-pt-224's config.json says, as far as it is read.
+SECOND = {
+  "text_config": {
+    "model_type": "gemma2",
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 4,
+    "vocab_size": 257_216,
+  }
+}
+
+
+def test_published_count_of_the_second(declared):
+  recipe, leaves = declared(RELEASED | SECOND)
+  assert sum(math.prod(x.shape) for x in leaves.values()) == 3_032_242_416
+  language = recipe.model["language"]
+  assert (language["pattern"], language["window"]) == ("bg", 4096)
+  assert (language["softcap"], language["logits_cap"]) == (50.0, 30.0)
+
+
 def test_published_count(declared):
   _, leaves = declared(RELEASED)
   assert sum(math.prod(x.shape) for x in leaves.values()) == 2_923_466_480
@@ -55,7 +77,7 @@ def test_names_of_every_generation_are_read(recorded, old, new):
 @pytest.mark.parametrize(
   "change, word",
   [
-    ({"text_config": {"model_type": "gemma2"}}, "gemma2"),
+    ({"text_config": {"model_type": "gemma3"}}, "gemma3"),
     ({"vision_config": {"model_type": "clip"}}, "clip"),
     ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
     (

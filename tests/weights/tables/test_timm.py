@@ -146,3 +146,62 @@ def test_gates_are_told_by_the_shapes(recorded):
   np.testing.assert_allclose(
     out[0], want["0"], atol=1e-5 * np.abs(want["0"]).max()
   )
+
+
+def siglip(heads=12, width=768):
+  """Returns the shapes of a SigLIP's image encoder of 224 pixels."""
+  shapes = vit(positions=196, classes=0)
+  del shapes["cls_token"]
+  for name, shape in {
+    "q": (width, width),
+    "kv": (2 * width, width),
+    "proj": (width, width),
+    "norm": (width,),
+    "mlp.fc1": (3072, width),
+    "mlp.fc2": (width, 3072),
+  }.items():
+    shapes[f"attn_pool.{name}.weight"] = shape
+    shapes[f"attn_pool.{name}.bias"] = shape[:1]
+  return shapes | {"attn_pool.latent": (1, 1, width)}
+
+
+def test_siglip_has_the_published_count_and_a_pool_that_attends():
+  name = "vit_base_patch16_siglip_224"
+  found = checkpoint(siglip(), dict(architecture=name, global_pool="map"))
+  recipe = timm.build(found)
+  assert count(found, recipe) == 92_884_224
+  assert recipe.model["pool"] == "map" and recipe.model["act"] == "gelu_exact"
+
+
+@pytest.mark.parametrize(
+  "architecture, act",
+  [
+    ("vit_base_patch32_siglip_256", "gelu"),
+    ("vit_so400m_patch16_siglip_gap_384", "gelu"),
+    ("vit_giantopt_patch16_siglip_384", "gelu"),
+    ("vit_large_patch16_siglip_512", "gelu"),
+    ("vit_large_patch16_siglip_384", "gelu_exact"),
+    ("vit_so400m_patch14_siglip_384", "gelu_exact"),
+  ],
+)
+def test_the_architecture_says_which_gelu(architecture, act):
+  config = dict(architecture=architecture)
+  assert timm.build(checkpoint(siglip(), config)).model["act"] == act
+  config["model_args"] = dict(act_layer="quick_gelu")
+  recipe = timm.build(checkpoint(siglip(), config))
+  assert recipe.model["act"] == "quick_gelu"
+
+
+@pytest.mark.parametrize(
+  "shapes, config, message",
+  [
+    (siglip, dict(global_pool="avg"), "'avg', but there is an attn_pool"),
+    (vit, dict(global_pool="map"), "'map', but there is no attn_pool"),
+    (vit, dict(model_args=dict(act_layer="mish")), "act_layer = 'mish'"),
+  ],
+)
+def test_pools_and_activations_that_cannot_be_are_named(
+  shapes, config, message
+):
+  with pytest.raises(errors.InputError, match=message):
+    timm.build(checkpoint(shapes(), config))
