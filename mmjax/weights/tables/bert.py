@@ -130,9 +130,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     rules=[
       *_rules(config, names, prefix, pooler),
       *(_words(names, bias) if words else ()),
-      *(
-        hub.linear("next_sentence", "cls.seq_relationship") if follows else ()
-      ),
+      *(hub.linear("next_sentence", "cls.seq_relationship") if follows else ()),
       *(
         hub.linear(
           "classes_head",

@@ -54,7 +54,10 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     table="gemma",
     model=dict(name="decoder_lm", **keywords(config), tied=not head),
     inputs={"tokens": ((1, 2), "int32")},
-    rules=[*hub.renamed(found, words, hub.table(checkpoint, config, words)), *head],
+    rules=[
+      *hub.renamed(found, words, hub.table(checkpoint, config, words)),
+      *head,
+    ],
     config=checkpoint.config,
     ignore=(r"rotary_emb\.inv_freq$", *hub.tied_head(config)),
   )

@@ -276,9 +276,7 @@ def check_heads(heads: int, width: int, names: tuple[str, str]) -> None:
     )
 
 
-def table(
-  checkpoint: Checkpoint, config: Mapping[str, Any], name: str
-) -> str:
+def table(checkpoint: Checkpoint, config: Mapping[str, Any], name: str) -> str:
   """Returns the name of a table of tokens, which may stand as the tied head."""
   tied = ["lm_head.weight"] if config["tie_word_embeddings"] else []
   return either(checkpoint.tensors, name, *tied)

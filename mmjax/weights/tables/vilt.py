@@ -103,6 +103,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     config=checkpoint.config,
     texts={"tokens": config["max_position_embeddings"]},
     masks={"tokens": "mask"},
+    missing={"image": "it takes several; prepare and stack them."}
+    if images > 1
+    else {},
     ignore=(
       r"text_embeddings\.(position_ids|token_type_ids)$",
       r"^mlm_score\.decoder\.(weight|bias)$",  # copies of tied weights
@@ -110,9 +113,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   )
 
 
-def _image(
-  config: recipe.Config, images: int
-) -> tuple[tuple[int, ...], str]:
+def _image(config: recipe.Config, images: int) -> tuple[tuple[int, ...], str]:
   (_, *shape), dtype = hub.image_input(config)
   return (1, *([images] if images > 1 else []), *shape), dtype
 

@@ -82,9 +82,7 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
   ]
   # Of the table and its copy, the head, a file may hold either.
   table = f"{prefix}decoder.embed_tokens.weight"
-  rules = hub.renamed(
-    rules, table, hub.either(names, table, "proj_out.weight")
-  )
+  rules = hub.renamed(rules, table, hub.either(names, table, "proj_out.weight"))
   return _whole(checkpoint, model, rules, (r"^proj_out\.weight$",))
 
 
