@@ -228,11 +228,11 @@ def test_classes_are_of_a_text_or_of_each_token(recorded):
   for kind, axes in (("Token", 3), ("Sequence", 2)):
 
     def named(config, kind=kind):
-      config["architectures"] = [f"Bert{'For'}{kind}Classification"]
+      config["architectures"] = [f"BertFor{kind}Classification"]
 
     _, (_, out), _ = recorded("bert_spans", named, both)
     assert out["classes"].ndim == axes
-  with pytest.raises(errors.InputError, match="architectures = .*each token"):
+  with pytest.raises(errors.InputError, match=r"architectures = .*each token"):
     recorded("bert_spans", lambda c: c.update(architectures=None), both)
 
 
