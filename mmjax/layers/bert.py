@@ -23,7 +23,7 @@ SCALE = 0.02  # standard deviation of matrices at the start
 def dense(
   features: int,
   *,
-  name: str,
+  name: str | None,
   axis: str | None = None,
   dtype: Any = jnp.float32,
 ) -> nn.Dense:
@@ -31,7 +31,7 @@ def dense(
 
   Args:
     features: of the result.
-    name: of the module.
+    name: of the module, None where its attribute names it.
     axis: logical axis of the result, None where it is never split.
     dtype: of the computation.
   """

@@ -3,7 +3,10 @@
 "BART: Denoising sequence-to-sequence pre-training", Lewis et al. 2020.
 Positions are learned, and the first two rows of their tables are of no token;
 embeddings are normalised; the head is the table of embeddings, and adds a bias
-that is not learned.
+that is not learned. By its options mBART ("Multilingual denoising pre-training
+for neural machine translation", Liu et al. 2020), whose norms come first; and
+heads that classify a text or find an answer in it, for which the decoder reads
+the text once more.
 """
 
 from typing import Any, NamedTuple
@@ -13,10 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import errors
+from mmjax.layers import pool as pooling
+from mmjax.layers.bert import dense
 from mmjax.layers.block import Cache, Spec, make_cache
 from mmjax.layers.embed import TokenEmbed
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
+from mmjax.layers.position import Places
 from mmjax.layers.transformer import REMAT, Stack
 from mmjax.ops import masks
 from mmjax.parallel import rules
@@ -25,7 +31,7 @@ VARIANTS: dict[str, dict[str, int]] = {
   "base": dict(width=768, depth=6, heads=12, mlp=3072),
   "large": dict(width=1024, depth=12, heads=16, mlp=4096),
 }
-# Rows of the table of positions before that of the first token.
+# Rows of the tables of positions before that of the first token.
 OFFSET = 2
 
 # What the contract tests build and feed: axes after the batch, and dtype.
@@ -47,35 +53,6 @@ class State(NamedTuple):
   mask: jax.Array
 
 
-class Places(nn.Module):
-  """A learned embedding for each place, counted from `OFFSET` on.
-
-  Attributes:
-    length: the longest sequence.
-  """
-
-  length: int
-
-  @nn.compact
-  def __call__(self, first: jax.Array, length: int, width: int) -> jax.Array:
-    """Returns float32 [T D], T = length places from `first` on.
-
-    Raises:
-      InputError: more places than there are.
-    """
-    if length > self.length:
-      raise errors.InputError(
-        f"a sequence of {length} tokens, but the model has positions for "
-        f"length = {self.length}; shorten the text or raise length."
-      )
-    table = self.param(
-      "table",
-      rules.with_axes(nn.initializers.normal(0.02), ("positions", "embed")),
-      (self.length + OFFSET, width),
-    )
-    return jax.lax.dynamic_slice_in_dim(table, first + OFFSET, length)
-
-
 class BART(nn.Module):
   """Encoder and decoder; see `build` for the attributes."""
 
@@ -91,6 +68,11 @@ class BART(nn.Module):
   act: str = "gelu_exact"
   scale_embedding: bool = False
   bias: bool = True
+  norms_first: bool = False
+  classes: int | None = None
+  spans: bool = False
+  start_id: int | None = 2
+  eos_id: int = 2
   dropout: float = 0.0
   scan: bool = True
   remat: str = "none"
@@ -102,10 +84,20 @@ class BART(nn.Module):
     spec = self._spec(self.heads, self.mlp, False)
     self.encoder = Stack(spec, self.depth, **stack)
     self.decoder = Stack(self._decoder_spec, self.decoder_depth, **stack)
-    self.encoder_places = Places(self.length)
-    self.decoder_places = Places(self.length)
+    self.encoder_places = Places(self.length, OFFSET)
+    self.decoder_places = Places(self.length, OFFSET)
     self.encoder_norm = layer_norm(epsilon=1e-5, dtype=self.dtype)
     self.decoder_norm = layer_norm(epsilon=1e-5, dtype=self.dtype)
+    if self.norms_first:
+      self.encoder_last = layer_norm(epsilon=1e-5, dtype=self.dtype)
+      self.decoder_last = layer_norm(epsilon=1e-5, dtype=self.dtype)
+    if self.classes is not None:
+      self.classes_dense = dense(self.width, name=None, dtype=self.dtype)
+      self.classes_head = dense(
+        self.classes, name=None, axis="classes", dtype=self.dtype
+      )
+    if self.spans:
+      self.spans_head = dense(2, name=None, dtype=self.dtype)
     self.drop = nn.Dropout(self.dropout)
     if self.bias:
       # A constant of the model, which no gradient reaches.
@@ -119,7 +111,7 @@ class BART(nn.Module):
       mlp,
       act=self.act,
       epsilon=1e-5,
-      order="post",
+      order="pre" if self.norms_first else "post",
       cross=cross,
       dropout=self.dropout,
     )
@@ -131,26 +123,35 @@ class BART(nn.Module):
   def __call__(
     self,
     tokens: jax.Array,
-    decoder_tokens: jax.Array,
+    decoder_tokens: jax.Array | None = None,
     mask: jax.Array | None = None,
     *,
     train: bool = False,
-  ) -> jax.Array:
+  ) -> Any:
     """Predicts each token of a target from a source and those before it.
 
     Args:
       tokens: of the source, int32 [B M].
       decoder_tokens: of the target, int32 [B T], which begins with the start
-        token (2) and so is shifted to the right.
+        token (2) and so is shifted to the right; None is the source so
+        shifted.
       mask: int or bool [B M], 0 where the source is padding; None is nowhere.
       train: dropout on; needs the rng "dropout" if its rate is above 0.
 
     Returns:
-      Logits float32 [B T V].
+      Logits float32 [B T V]. With classes their logits [B C], read at the last
+      end of text of the source; with spans {"start": [B T], "end": [B T]}.
 
     Raises:
-      InputError: more tokens than there are positions.
+      InputError: more tokens than there are positions, or no start.
     """
+    if decoder_tokens is None:
+      if self.start_id is None:
+        raise errors.InputError(
+          "models.bart decoder_tokens: not given; give them, or start_id."
+        )
+      first = jnp.full_like(tokens[:, :1], self.start_id)
+      decoder_tokens = jnp.concatenate([first, tokens[:, :-1]], 1)
     memory = self.encode(tokens, mask, train=train)
     x = self.decoder(
       self._embed(decoder_tokens, "decoder", 0, train),
@@ -159,7 +160,20 @@ class BART(nn.Module):
       memory=memory,
       memory_mask=None if mask is None else masks.Keys(mask != 0),
     )
+    x = self.decoder_last(x) if self.norms_first else x
+    if self.classes is not None:
+      return self._classified(x, tokens, train)
+    if self.spans:
+      ends = self.spans_head(x)
+      return {"start": ends[..., 0], "end": ends[..., 1]}
     return self._logits(x)
+
+  def _classified(self, x: jax.Array, tokens: jax.Array, train: bool):
+    places = jnp.arange(tokens.shape[1])[None]
+    last = jnp.where(tokens == self.eos_id, places, -1).max(1)
+    x = self.drop(pooling.at(x, last), deterministic=not train)
+    x = self.drop(jnp.tanh(self.classes_dense(x)), deterministic=not train)
+    return rules.constrain(self.classes_head(x), "batch", "classes")
 
   def encode(
     self,
@@ -169,11 +183,12 @@ class BART(nn.Module):
     train: bool = False,
   ) -> jax.Array:
     """Returns the encoder's features [B M D]; see `__call__`."""
-    return self.encoder(
+    x = self.encoder(
       self._embed(tokens, "encoder", 0, train),
       None if mask is None else masks.Keys(mask != 0),
       not train,
     )
+    return self.encoder_last(x) if self.norms_first else x
 
   def start(
     self,
@@ -224,7 +239,8 @@ class BART(nn.Module):
       cache=state.layers,
       slot=slot,
     )
-    return self._logits(x[:, -1:])[:, 0], State(layers, state.mask)
+    x = self.decoder_last(x[:, -1:]) if self.norms_first else x[:, -1:]
+    return self._logits(x)[:, 0], State(layers, state.mask)
 
   def _embed(self, tokens, side: str, first, train: bool) -> jax.Array:
     tokens = rules.constrain(tokens, "batch", None)
@@ -258,6 +274,11 @@ def build(
   act: str = "gelu_exact",
   scale_embedding: bool = False,
   bias: bool = True,
+  norms_first: bool = False,
+  classes: int | None = None,
+  spans: bool = False,
+  start_id: int | None = 2,
+  eos_id: int = 2,
   dropout: float = 0.0,
   scan: bool = True,
   remat: str = "none",
@@ -276,6 +297,11 @@ def build(
     act: "gelu" (tanh), "gelu_exact", ...
     scale_embedding: embeddings are multiplied by the root of D.
     bias: the head adds the collection "constants", "head_bias" [V].
+    norms_first: of the branches, and one more after each stack, as in mBART.
+    classes: C of a head of the whole text; None is none. spans: a head that
+      says where an answer begins and ends.
+    start_id, eos_id: what the decoder begins with where it is not given, and
+      the end of text where classes are read.
     dropout: rate.
     scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
@@ -309,6 +335,11 @@ def build(
     act=act,
     scale_embedding=scale_embedding,
     bias=bias,
+    norms_first=norms_first,
+    classes=classes,
+    spans=spans,
+    start_id=start_id,
+    eos_id=eos_id,
     dropout=dropout,
     scan=scan,
     remat=remat,

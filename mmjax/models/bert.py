@@ -68,6 +68,9 @@ class Bert(nn.Module):
   pooler: bool = True
   masked_words: bool = False
   next_sentence: bool = False
+  classes: int | None = None
+  each_token: bool = False
+  spans: bool = False
   pad_id: int = 0
   mask_pad: bool = True
   act: str = "gelu_exact"
@@ -99,7 +102,9 @@ class Bert(nn.Module):
     Returns:
       With a pool the text's features [B D]. Without, the tokens [B T D], and
       a dict of what the heads give: "pooled" [B D], "logits" of words
-      [B T V], "next" [B 2], whose first entry stands for the next sentence.
+      [B T V], "next" [B 2], whose first entry stands for the next sentence,
+      "classes" [B C] or of each token [B T C], "start" and "end" [B T], scores
+      of the first and of the last token of an answer.
 
     Raises:
       InputError: more tokens than there are positions.
@@ -149,6 +154,15 @@ class Bert(nn.Module):
     if self.next_sentence:
       pooled = nn.Dropout(self.dropout)(out["pooled"], deterministic=not train)
       out["next"] = dense(2, name="next_sentence", dtype=self.dtype)(pooled)
+    if self.classes is not None:
+      read = x if self.each_token else out["pooled"]
+      read = nn.Dropout(self.dropout)(read, deterministic=not train)
+      out["classes"] = dense(
+        self.classes, name="classes_head", axis="classes", dtype=self.dtype
+      )(read)
+    if self.spans:
+      ends = dense(2, name="spans_head", dtype=self.dtype)(x)
+      out["start"], out["end"] = ends[..., 0], ends[..., 1]
     return x, out
 
   def _pooled(
@@ -180,6 +194,9 @@ def build(
   pooler: bool | None = None,
   masked_words: bool = False,
   next_sentence: bool = False,
+  classes: int | None = None,
+  each_token: bool = False,
+  spans: bool = False,
   pad_id: int = 0,
   mask_pad: bool = True,
   act: str = "gelu_exact",
@@ -207,10 +224,13 @@ def build(
       vector a text, as a text encoder of `dual_encoder` does. None returns
       all tokens and what the heads give.
     normalise: the vector is scaled to length 1.
-    pooler: there is a pooler; None is where pool or next_sentence needs it,
-      and where there is no pool.
+    pooler: there is a pooler; None is where pool, next_sentence or classes
+      need it, and where there is no pool.
     masked_words: a head that predicts words, by the table that embeds them.
     next_sentence: a head that says whether two sentences follow each other.
+    classes: C of a head that reads what is pooled; None is none. each_token:
+      it reads each token instead.
+    spans: a head that says where an answer begins and ends.
     pad_id: of padding, which is masked where no mask is given; mask_pad =
       False masks nothing then.
     act: of the blocks, "gelu_exact" in BERT.
@@ -241,23 +261,25 @@ def build(
     raise errors.unknown("models.bert pool", pool, POOLS)
   if remat not in REMAT:
     raise errors.unknown("models.bert remat", remat, REMAT)
-  if pool is not None and (masked_words or next_sentence):
+  if pool is not None and (masked_words or next_sentence or classes or spans):
     raise errors.InputError(
       f"models.bert pool = {pool!r}: with a pool the call returns one vector, "
-      "and heads have no place; leave out masked_words and next_sentence."
+      "and heads have no place; leave out masked_words, next_sentence, classes "
+      "and spans."
     )
   if normalise and pool is None:
     raise errors.InputError(
       "models.bert normalise = True: it scales what a pool gives; give a pool "
       "such as 'mean'."
     )
-  needed = pool == "pooler" or next_sentence
+  reads = classes is not None and not each_token
+  needed = pool == "pooler" or next_sentence or reads
   if pooler is None:
     pooler = needed or pool is None
   elif needed and not pooler:
     raise errors.InputError(
-      "models.bert pooler = False: pool = 'pooler' and next_sentence read it; "
-      "leave it out."
+      "models.bert pooler = False: pool = 'pooler', next_sentence and classes "
+      "read it; leave it out."
     )
   for name in (act, head_act or act):
     activation(name)
@@ -272,6 +294,9 @@ def build(
     pooler=pooler,
     masked_words=masked_words,
     next_sentence=next_sentence,
+    classes=classes,
+    each_token=each_token,
+    spans=spans,
     pad_id=pad_id,
     mask_pad=mask_pad,
     act=act,

@@ -60,6 +60,7 @@ class ViLT(nn.Module):
   masked_words: bool = False
   answers: int | None = None
   matched: bool = False
+  images: int = 1
   max_patches: int | None = None
   biases: str = "qkvo"
   pad_id: int = 0
@@ -86,7 +87,8 @@ class ViLT(nn.Module):
 
     Args:
       tokens: int32 [B T].
-      image: [B Y X C]; rows and columns that fill no patch are not read.
+      image: [B Y X C], rows and columns that fill no patch are not read; or
+        [B I Y X C] for I images, as pixel_mask then: each with the text.
       mask: int or bool [B T], where it is 0 no token looks; None is where
         there is padding, or nowhere if mask_pad is False.
       pixel_mask: int or bool [B Y X], 0 where the image is padded, on the
@@ -97,11 +99,19 @@ class ViLT(nn.Module):
     Returns:
       The pooled first token [B D]; and a dict of "tokens" [B T D], "patches"
       [B 1+P D], the image's class token first, and of what the heads give:
-      "logits" of words [B T V], "answers" [B Q], "matched" [B 1].
+      "logits" of words [B T V], "answers" [B Q], "matched" [B 1]. For I images
+      B is B*I but for answers, which read what is pooled of all.
 
     Raises:
       InputError: more tokens or patches than the model takes.
     """
+    if self.images > 1:
+      image, pixel_mask = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:]), (image, pixel_mask)
+      )
+      tokens, mask, types = jax.tree.map(
+        lambda x: jnp.repeat(x, self.images, 0), (tokens, mask, types)
+      )
     tokens = rules.constrain(tokens, "batch", None)
     if mask is None:
       mask = jnp.ones_like(tokens)
@@ -120,10 +130,11 @@ class ViLT(nn.Module):
 
     modality = TokenEmbed(
       self.modalities, self.width, dtype=self.dtype, name="modality"
-    )(jnp.array([[0, 1]], jnp.int32))
+    )(jnp.arange(1 + self.images)[None])
+    kinds = jnp.tile(modality[0, 1:], (len(tokens) // self.images, 1))
     drop = nn.Dropout(self.dropout, deterministic=not train)
     x = jnp.concatenate(
-      [drop(text) + modality[:, :1], drop(patches) + modality[:, 1:]], axis=1
+      [drop(text) + modality[:, :1], drop(patches) + kinds[:, None]], axis=1
     )
     x = rules.constrain(x, "batch", "length", "embed")
     seen = jnp.concatenate([mask != 0, valid], axis=1)
@@ -207,9 +218,9 @@ class ViLT(nn.Module):
         self.act, self.epsilon, self.dtype, name="masked_words"
       )(text, words)
     if self.answers is not None:
-      y = dense(2 * self.width, name="answer_up", axis="mlp", dtype=self.dtype)(
-        pooled
-      )
+      y = pooled.reshape(-1, self.images * self.width)
+      up = max(2, self.images) * self.width
+      y = dense(up, name="answer_up", axis="mlp", dtype=self.dtype)(y)
       y = layer_norm(
         epsilon=ANSWER_EPSILON, dtype=self.dtype, name="answer_norm"
       )(y)
@@ -261,6 +272,7 @@ def build(
   masked_words: bool = False,
   answers: int | None = None,
   matched: bool = False,
+  images: int = 1,
   max_patches: int | None = None,
   biases: str = "qkvo",
   pad_id: int = 0,
@@ -275,8 +287,7 @@ def build(
   """Builds a ViLT.
 
   Args:
-    variant: a size of `VARIANTS`, or None. What is given beside it goes
-      before it.
+    variant: a size of `VARIANTS`, or None; what is given goes before it.
     vocab_size: V.
     width: D. depth: blocks. heads: N. mlp: F. patch: side in pixels.
     grid: rows, and columns, of the learned positions.
@@ -285,6 +296,7 @@ def build(
     masked_words: a head that predicts words, by the table that embeds them.
     answers: classes of a head over answers; None is none.
     matched: a head that says whether text and image belong together.
+    images: I, seen one by one with the text, as for NLVR2.
     max_patches: an image with more is refused (the reference draws some of
       them at random); None is no limit.
     biases: of the attention, letters of "qkvo".
@@ -307,11 +319,10 @@ def build(
       raise errors.unknown("models.vilt variant", variant, VARIANTS)
     known = VARIANTS[variant]
     sizes = {k: known[k] if v is None else v for k, v in sizes.items()}
-  missing = [name for name, value in sizes.items() if value is None]
+  missing = ", ".join(k for k, v in sizes.items() if v is None)
   if missing:
     raise errors.InputError(
-      f"models.vilt: {', '.join(missing)} not given; give them, or variant = "
-      "'B/32'."
+      f"models.vilt: {missing} not given; give them, or variant = 'B/32'."
     )
   if remat not in REMAT:
     raise errors.unknown("models.vilt remat", remat, REMAT)
@@ -325,6 +336,7 @@ def build(
     masked_words=masked_words,
     answers=answers,
     matched=matched,
+    images=images,
     max_patches=max_patches,
     biases=biases,
     pad_id=pad_id,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.layers import pool as pooling
 from mmjax.layers import subset
+from mmjax.layers.bert import Pooler
 from mmjax.layers.block import Spec
 from mmjax.layers.embed import ConvStem, Patches, normalised
 from mmjax.layers.interpolate import METHODS
@@ -58,6 +59,7 @@ class ViT(nn.Module):
   token_posemb: bool = True
   pre_norm: bool = False
   norm_pooled: bool = False
+  pooler: bool = False
   act: str = "gelu"
   gated: bool = False
   qkv_bias: bool = True
@@ -91,7 +93,7 @@ class ViT(nn.Module):
       logits [B C] if there are classes; and {"pre_logits": the features,
       "tokens": [B T D]: class token, distillation token, registers, patches}.
       With pool "pair" and classes also "logits_cls" and "logits_distilled",
-      whose mean the logits are.
+      whose mean the logits are; with a pooler "pooled" [B D], BERT's.
 
     Raises:
       InputError: an image that patches or positions do not fit.
@@ -128,6 +130,8 @@ class ViT(nn.Module):
     norm = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name="norm")
     x = x if self.norm_pooled else norm(x)
     out = {"tokens": x}
+    if self.pooler:
+      out["pooled"] = Pooler(self.dtype, name="pooler")(x)
     x = self._pooled(x)
     x = norm(x) if self.norm_pooled else x
     out["pre_logits"] = x
@@ -241,6 +245,7 @@ def build(
   token_posemb: bool = True,
   pre_norm: bool = False,
   norm_pooled: bool = False,
+  pooler: bool = False,
   act: str = "gelu",
   gated: bool = False,
   qkv_bias: bool = True,
@@ -276,7 +281,7 @@ def build(
     registers: tokens after those, without positions, that nobody reads.
     token_posemb: class and distillation token have positions too.
     pre_norm: a norm before the first block, as in CLIP.
-    norm_pooled: the last norm comes after the pool.
+    norm_pooled: the last norm comes after the pool. pooler: also "pooled".
     act: "gelu" (tanh), "gelu_exact", "quick_gelu", "relu", "silu".
     gated: see `layers.mlp`. qkv_bias: query, key and value have biases.
     layer_scale: see `layers.block.Spec`.

@@ -21,7 +21,7 @@ def complete(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
   """
   specs, missing = dict(recipe.preprocess), dict(recipe.missing)
   tokenizers = dict(recipe.tokenizers)
-  if "image" in recipe.inputs and "image" not in specs:
+  if "image" in recipe.inputs and "image" not in {**specs, **missing}:
     try:
       specs["image"] = image_front.image(
         checkpoint.preprocessor,

@@ -74,11 +74,9 @@ def load(
       the model of its config; names the first of them.
   """
   checkpoint = files.open_checkpoint(path)
-  recipe = front_ends.complete(recognise(checkpoint), checkpoint)
-  model = build.build("models", **recipe.model)
   if layout is None:
     layout = rules.Layout(mesh.make_mesh({}, jax.local_devices()[:1]))
-  shapes = _declared(model, recipe)
+  recipe, model, shapes = _modelled(checkpoint)
   _check(recipe, checkpoint, rules.unbox(shapes))
   places = _flat(rules.shardings(layout, shapes))
   wanted = _flat(rules.unbox(shapes))
@@ -92,6 +90,22 @@ def load(
       rule, leaf.shape, kind, places[rule.name], checkpoint
     )
   return Loaded(model, traverse_util.unflatten_dict(flat, sep="/"), recipe)
+
+
+def _modelled(checkpoint: files.Checkpoint) -> tuple[Recipe, nn.Module, Any]:
+  """Returns the recipe, its model, and the model's variables as shapes."""
+  try:
+    recipe = front_ends.complete(recognise(checkpoint), checkpoint)
+    model = build.build("models", **recipe.model)
+    return recipe, model, _declared(model, recipe)
+  except (TypeError, KeyError, AttributeError, ZeroDivisionError) as e:
+    # A config holds what it likes, "12" for 12: tables do not ask each time.
+    raise errors.InputError(
+      f"weights path = {str(checkpoint.path)!r}: no model of model_type = "
+      f"{checkpoint.config.get('model_type')!r} can be made of its config and "
+      f"tensors ({type(e).__name__}: {e}). Look for a number written as text, "
+      "a null, or a list where one number is meant."
+    ) from e
 
 
 def recognise(checkpoint: files.Checkpoint) -> Recipe:

@@ -1,6 +1,7 @@
 """Loading is whole, honest, sharded, and holds one tensor at a time."""
 
 import importlib.util
+import json
 import pathlib
 import tracemalloc
 
@@ -55,7 +56,7 @@ def test_missing_and_unexpected_are_counted_with_the_nearest_name(tmp_path):
   )
   tensors |= {f"x{i:02}": np.ones(1, np.float32) for i in range(11)}
   # What tables ignore is no surprise.
-  tensors["vit.pooler.dense.weight"] = np.ones((2, 2), np.float32)
+  tensors["vit.embeddings.mask_token"] = np.ones((2, 2), np.float32)
   tiny.hub(tmp_path, tensors)
   text = fails(
     tmp_path,
@@ -64,7 +65,7 @@ def test_missing_and_unexpected_are_counted_with_the_nearest_name(tmp_path):
     "12 tensors (vit.encoder",
     "x08, ...) not expected",
   )
-  assert "x09" not in text and "pooler" not in text
+  assert "x09" not in text and "mask_token" not in text
 
 
 def test_too_few_and_too_many_layers(tmp_path):
@@ -97,6 +98,16 @@ def test_misshapen_tensors_are_listed(tmp_path):
 def test_heads_that_do_not_divide_the_width(tmp_path):
   tiny.hub(tmp_path, num_attention_heads=3)
   fails(tmp_path, "width 16 is no multiple of heads = 3")
+
+
+@pytest.mark.parametrize(
+  "change", [{"num_attention_heads": "4"}, {"image_size": None}]
+)
+def test_a_value_of_another_type_is_told(tmp_path, change):
+  tiny.hub(tmp_path)
+  file = tmp_path / "config.json"
+  file.write_text(json.dumps(tiny.CONFIG | change))
+  fails(tmp_path, "model_type = 'vit'", "TypeError", "written as text")
 
 
 def test_no_table_knows_it(tmp_path):

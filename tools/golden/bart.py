@@ -1,4 +1,4 @@
-"""BART with its head, of two unlike halves; ragged sources; ids."""
+"""BART and mBART of two unlike halves; classes of a text; ragged; ids."""
 
 import numpy as np
 from golden.t5 import decoded, source
@@ -11,11 +11,11 @@ WAYS = {
 
 
 def make() -> None:
-  """Records the case."""
+  """Records the cases."""
   import torch
-  from transformers import BartConfig, BartForConditionalGeneration
+  import transformers as t
 
-  config = BartConfig(
+  sizes = dict(
     vocab_size=41,
     max_position_embeddings=19,
     d_model=20,
@@ -32,7 +32,7 @@ def make() -> None:
     decoder_start_token_id=2,
     forced_eos_token_id=2,
   )
-  model = redraw(BartForConditionalGeneration(config), seed=3)
+  model = redraw(t.BartForConditionalGeneration(t.BartConfig(**sizes)), seed=3)
   tokens, mask = source()
   tokens = np.where(mask, tokens, 1).astype(np.int32)
   target = np.random.default_rng(6).integers(3, 41, (5, 11)).astype(np.int32)
@@ -59,3 +59,22 @@ def make() -> None:
   save_hub(
     "bart", model, inputs | {"decoder_tokens": target}, {".": logits}, generate
   )
+
+  model = t.MBartForConditionalGeneration(t.MBartConfig(**sizes))
+  model = redraw(model, seed=7)
+  with torch.no_grad():
+    logits = model(
+      **given, decoder_input_ids=torch.from_numpy(target).long()
+    ).logits
+  save_hub("mbart", model, inputs | {"decoder_tokens": target}, {".": logits})
+
+  # The decoder reads the text, moved by one; classes are read at its end.
+  model = t.BartForSequenceClassification(t.BartConfig(**sizes, num_labels=4))
+  model = redraw(model, seed=8)
+  for row, there in zip(tokens, mask, strict=True):
+    row[row == 2] = 3
+    row[there.nonzero()[0][-1]] = 2
+  given["input_ids"] = torch.from_numpy(tokens).long()
+  with torch.no_grad():
+    logits = model(**given).logits
+  save_hub("bart_classes", model, dict(tokens=tokens, mask=mask), {".": logits})

@@ -105,3 +105,17 @@ def make() -> None:
   found = run(model, **inputs)
   outputs = {"0": found.last_hidden_state, "1/pooled": found.pooler_output}
   save_hub("roberta_encoder", model, inputs, outputs)
+
+  sizes = {**SIZES, "num_hidden_layers": 2}
+  model = redraw(t.BertForQuestionAnswering(t.BertConfig(**sizes)), seed=16)
+  inputs = dict(tokens=tokens, mask=MASK, types=types)
+  found = run(model, **inputs)
+  outputs = {"1/start": found.start_logits, "1/end": found.end_logits}
+  save_hub("bert_spans", model, inputs, outputs)
+  config = t.RobertaConfig(**sizes, num_labels=4)
+  model = redraw(t.RobertaForSequenceClassification(config), seed=17)
+  padded = np.maximum(tokens, 2)
+  padded[1, 4:] = 1
+  inputs = {"tokens": padded, "mask": (padded != 1).astype(np.int32)}
+  found = run(model, **inputs)
+  save_hub("roberta_classes", model, inputs, {"1/classes": found.logits})

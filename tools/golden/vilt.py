@@ -88,3 +88,25 @@ def make() -> None:
   outputs = base(model.vilt, few)
   outputs["1/matched"] = run(model, few).logits
   save_hub("vilt_matched", model, few, outputs)
+
+  config = t.ViltConfig(
+    **SIZES | dict(num_hidden_layers=2, modality_type_vocab_size=3),
+    num_labels=2,
+    num_images=2,
+  )
+  model = t.ViltForImagesAndTextClassification(config)
+  model = redraw(model, seed=34)
+  pair = images((3, 2, 20, 20, 3), seed=10)
+  tokens = inputs["tokens"]
+  with torch.no_grad():
+    found = model(
+      input_ids=torch.from_numpy(tokens).long(),
+      attention_mask=torch.from_numpy(MASK),
+      pixel_values=torch.from_numpy(pair.transpose(0, 1, 4, 2, 3).copy()),
+    )
+  save_hub(
+    "vilt_pairs",
+    model,
+    dict(tokens=tokens, image=pair, mask=MASK),
+    {"1/answers": found.logits},
+  )

@@ -11,7 +11,7 @@ not read: nothing trains them there.
 import re
 
 from mmjax import errors
-from mmjax.weights import audio_front, recipe, rename
+from mmjax.weights import audio_front, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.tables import hub, hub_vit, timm_layers
@@ -19,7 +19,7 @@ from mmjax.weights.tables import hub, hub_vit, timm_layers
 MODEL_TYPES = ("audio-spectrogram-transformer",)
 # What files may leave out.
 DEFAULTS = dict(
-  patch_size=16,
+  **hub_vit.DEFAULTS,
   frequency_stride=10,
   time_stride=10,
   max_length=1024,
@@ -52,7 +52,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
         return _own(checkpoint, prefix)
   if kind not in MODEL_TYPES:
     return None
-  config = recipe.Config({**DEFAULTS, **checkpoint.config}, checkpoint.path)
+  config = hub_vit.fields(checkpoint, DEFAULTS)
   hub_vit.check(config)
   shapes = checkpoint.shapes
   prefix = hub_vit.prefix(shapes, "audio_spectrogram_transformer")

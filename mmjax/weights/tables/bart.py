@@ -1,6 +1,6 @@
-"""BART in the model hub's layout (model_type "bart"), bare or with its head.
+"""BART and mBART in the model hub's layout, bare or with a head.
 
-The head is the table of embeddings; what it adds stands in
+The head of words is the table of embeddings; what it adds stands in
 `final_logits_bias`, which a bare model lacks.
 """
 
@@ -14,7 +14,8 @@ from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
 from mmjax.weights.tables import hub
 
-MODEL_TYPES = ("bart",)
+# Whether norms come first.
+MODEL_TYPES = {"bart": False, "mbart": True}
 
 # What files may leave out.
 DEFAULTS = dict(
@@ -30,12 +31,13 @@ DEFAULTS = dict(
   d_model=1024,
   scale_embedding=False,
   tie_word_embeddings=True,
+  decoder_start_token_id=2,
+  eos_token_id=2,
 )
 # What old configs say of models that are no BART of the paper: norms before
-# the branches, at the end, or none after the embeddings.
+# the branches and at the end (as mBART's), or none after the embeddings.
+NORMS = ("normalize_before", "add_final_layer_norm")
 FIXED = dict(
-  normalize_before=False,
-  add_final_layer_norm=False,
   normalize_embedding=True,
   static_position_embeddings=False,
   add_bias_logits=False,
@@ -49,16 +51,25 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     InputError: a config value that we cannot follow.
   """
   found = checkpoint.config
-  if found.get("model_type") not in MODEL_TYPES:
+  kind = found.get("model_type")
+  if kind not in MODEL_TYPES:
     return None
-  config = {**DEFAULTS, **found}
-  _check(checkpoint, config)
+  config, norms_first = {**DEFAULTS, **found}, MODEL_TYPES[kind]
+  _check(checkpoint, config, norms_first)
   names = checkpoint.shapes
-  prefix = "model." if "model.shared.weight" in names else ""
+  prefix = hub.prefix(checkpoint, "model.")
+  # Of the copies of the table a file may hold any one.
+  table = hub.either(
+    names,
+    *(
+      f"{prefix}{part}.weight"
+      for part in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+    ),
+  )
   bias = "final_logits_bias" in names
   vocab = config["vocab_size"]
   rules = [
-    Rule("embedding/table", f"{prefix}shared.weight"),
+    Rule("embedding/table", table),
     *rename.under("", prefix, _stack("encoder", config, cross=False)),
     *rename.under("", prefix, _stack("decoder", config, cross=True)),
   ]
@@ -71,6 +82,16 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
         collection="constants",
       )
     )
+  if norms_first:
+    for part in ("encoder", "decoder"):
+      rules += hub.norm(f"{part}_last", f"{prefix}{part}.layer_norm")
+  head = names.get("classification_head.out_proj.weight")
+  if head is not None:
+    rules += hub.linear("classes_dense", "classification_head.dense")
+    rules += hub.linear("classes_head", "classification_head.out_proj")
+  spans = "qa_outputs.weight" in names
+  if spans:
+    rules += hub.linear("spans_head", "qa_outputs")
   return Recipe(
     table="bart",
     model=dict(
@@ -87,6 +108,12 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       act=hub.ACTS[config["activation_function"]],
       scale_embedding=config["scale_embedding"],
       bias=bias,
+      norms_first=norms_first,
+      classes=None if head is None else head[0],
+      spans=spans,
+      # mBART's start is the language, the text's last token.
+      start_id=None if norms_first else config["decoder_start_token_id"],
+      eos_id=config["eos_token_id"],
     ),
     inputs={
       "tokens": ((1, 1), "int32"),
@@ -102,11 +129,14 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   )
 
 
-def _check(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+def _check(
+  checkpoint: Checkpoint, config: Mapping[str, Any], norms_first: bool
+) -> None:
   act = config["activation_function"]
   if act not in hub.ACTS:
     raise errors.unknown("config.json activation_function", act, hub.ACTS)
-  for name, value in FIXED.items():
+  norms = {name: norms_first for name in NORMS}
+  for name, value in {**FIXED, **norms}.items():
     if config.get(name, value) != value:
       raise errors.InputError(
         f"config.json {name} = {config[name]!r}: not the BART that we have; "

@@ -1,5 +1,9 @@
 """BERT and RoBERTa of the model hub, and sentence-transformers' directories.
 
+Heads are those of words, of the next sentence, of classes (of a text, or of
+each token) and of spans. What a text's head reads is RoBERTa's own dense layer
+in place of its pooler, which such files may hold without a reader.
+
 A sentence-transformers directory says in modules.json what comes after the
 encoder; of its modules a pool (mean or first token) and a scaling to length 1
 are known. Our files say the same in config.json, as "sentence_transformers".
@@ -31,7 +35,18 @@ BERT = dict(
   pad_token_id=0,
 )
 ROBERTA = {**BERT, "vocab_size": 50265, "pad_token_id": 1}
-MODEL_TYPES = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA}
+MODEL_TYPES = {
+  "bert": BERT,
+  "roberta": ROBERTA,
+  "xlm-roberta": ROBERTA,
+  "camembert": ROBERTA,
+}
+# What `classifier` reads, by the end of the class's name.
+EACH_TOKEN = {
+  "ForTokenClassification": True,
+  "ForSequenceClassification": False,
+  "ForMultipleChoice": False,
+}
 # Values that we cannot follow, by what they would have to be.
 FIXED = {
   "position_embedding_type": "absolute",
@@ -40,6 +55,7 @@ FIXED = {
   "pruned_heads": {},
 }
 SENTENCES = "sentence_transformers"
+TEXT_HEAD = "classifier.dense"  # RoBERTa's
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -69,9 +85,11 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   prefix = bert_layers.prefix(names, "roberta." if roberta else "bert.")
   sentences = _sentences(checkpoint)
   pool = sentences.get("pool")
-  pooler = f"{prefix}pooler.dense.weight" in names
+  pooler, classes, each_token = _classes(checkpoint, f"{prefix}pooler.dense")
+  spans = "qa_outputs.weight" in names
   head = "lm_head." if roberta else "cls.predictions."
-  words = pool is None and f"{head}bias" in names
+  bias = hub.either(names, f"{head}bias", f"{head}decoder.bias")
+  words = pool is None and bias in names
   follows = pool is None and "cls.seq_relationship.weight" in names
   if words:
     hub.fixed(config, {"tie_word_embeddings": True})
@@ -80,6 +98,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     # Copies of tied weights.
     r"^(cls\.predictions|lm_head)\.decoder\.(weight|bias)$",
   ]
+  if pooler == TEXT_HEAD:
+    ignore.append(r"^\w+\.pooler\.dense\.")  # nothing reads it
   if pool is not None:
     ignore.append(r"^(cls|lm_head)\.")
   return Recipe(
@@ -93,9 +113,12 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       offset=pad if roberta else None,
       pool=pool,
       normalise=sentences.get("normalise", False),
-      pooler=pooler,
+      pooler=pooler is not None,
       masked_words=words,
       next_sentence=follows,
+      classes=classes,
+      each_token=each_token,
+      spans=spans,
       # As the reference: all tokens are seen if no mask is given. Its
       # sentence encoders always give one.
       mask_pad=pool is not None,
@@ -104,7 +127,20 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     ),
     inputs={"tokens": ((1, longest), "int32")},
     texts={"tokens": longest},
-    rules=_rules(config, names, prefix, roberta, pooler, words, follows),
+    rules=[
+      *_rules(config, names, prefix, pooler),
+      *(_words(names, bias) if words else ()),
+      *(hub.linear("next_sentence", "cls.seq_relationship") if follows else ()),
+      *(
+        hub.linear(
+          "classes_head",
+          "classifier.out_proj" if pooler == TEXT_HEAD else "classifier",
+        )
+        if classes is not None
+        else ()
+      ),
+      *(hub.linear("spans_head", "qa_outputs") if spans else ()),
+    ],
     config={**checkpoint.config, SENTENCES: sentences}
     if sentences
     else checkpoint.config,
@@ -112,14 +148,43 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   )
 
 
+def _classes(
+  checkpoint: Checkpoint, pooler: str
+) -> tuple[str | None, int | None, bool]:
+  """Returns what is pooled by, a number of classes, and whether of each token.
+
+  Args:
+    checkpoint: of the model.
+    pooler: name of its pooler, which may not be there.
+
+  Raises:
+    InputError: neither names nor config say what the classes are of.
+  """
+  shapes = checkpoint.shapes
+  if f"{TEXT_HEAD}.weight" in shapes:
+    return TEXT_HEAD, shapes["classifier.out_proj.weight"][0], False
+  pooled = pooler if f"{pooler}.weight" in shapes else None
+  if "classifier.weight" not in shapes:
+    return pooled, None, False
+  classes = shapes["classifier.weight"][0]
+  if pooled is None:
+    return None, classes, True
+  named = checkpoint.config.get("architectures") or [None]
+  for end, each_token in EACH_TOKEN.items():
+    if str(named[0]).endswith(end):
+      return pooled, classes, each_token
+  raise errors.InputError(
+    f"config.json architectures = {named!r}: the classifier may read a text or "
+    "each token; name the model's class, such as BertForSequenceClassification "
+    "or BertForTokenClassification."
+  )
+
+
 def _rules(
   config: Mapping[str, Any],
   names: Mapping[str, Any],
   prefix: str,
-  roberta: bool,
-  pooler: bool,
-  words: bool,
-  follows: bool,
+  pooler: str | None,
 ) -> list[Rule]:
   leaves = bert_layers.leaves(names)
   heads = config["num_attention_heads"]
@@ -129,19 +194,33 @@ def _rules(
       "encoder", f"{prefix}encoder.layer.{{n}}", heads, leaves
     ),
   ]
-  if pooler:
-    rules += hub.linear("pooler/dense", f"{prefix}pooler.dense")
-  if words and roberta:
-    rules += [
-      *hub.linear("masked_words/transform/dense", "lm_head.dense"),
-      *hub.norm("masked_words/transform/norm", "lm_head.layer_norm"),
-      Rule("masked_words/bias", "lm_head.bias"),
-    ]
-  elif words:
-    rules += bert_layers.masked_words("masked_words", "cls.predictions", leaves)
-  if follows:
-    rules += hub.linear("next_sentence", "cls.seq_relationship")
-  return rules
+  if pooler is not None:
+    rules += hub.linear("pooler/dense", pooler)
+  # Of tied tensors a file may hold any one.
+  return hub.renamed(
+    rules,
+    f"{prefix}embeddings.word_embeddings.weight",
+    hub.either(
+      names,
+      f"{prefix}embeddings.word_embeddings.weight",
+      "cls.predictions.decoder.weight",
+      "lm_head.decoder.weight",
+    ),
+  )
+
+
+def _words(names: Mapping[str, Any], bias: str) -> list[Rule]:
+  """Returns the rules of the head of words, BERT's or RoBERTa's."""
+  ours = "masked_words"
+  if bias.startswith("cls."):
+    leaves = bert_layers.leaves(names)
+    rules = bert_layers.masked_words(ours, "cls.predictions", leaves)
+    return hub.renamed(rules, "cls.predictions.bias", bias)
+  return [
+    *hub.linear(f"{ours}/transform/dense", "lm_head.dense"),
+    *hub.norm(f"{ours}/transform/norm", "lm_head.layer_norm"),
+    Rule(f"{ours}/bias", bias),
+  ]
 
 
 def _sentences(checkpoint: Checkpoint) -> dict[str, Any]:

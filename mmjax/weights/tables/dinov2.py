@@ -69,7 +69,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     return _own(checkpoint)
   if kind not in INTERPOLATE:
     return None
-  config = recipe.Config({**DEFAULTS, **checkpoint.config}, checkpoint.path)
+  # Their patches differ, where it is not said.
+  patch = 14 if kind == "dinov2" else 16
+  config = hub_vit.fields(checkpoint, {**DEFAULTS, "patch_size": patch})
   hub_vit.check(config)
   shapes = checkpoint.shapes
   prefix = hub_vit.prefix(shapes, kind)

@@ -48,11 +48,16 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   else:
     head = []
   prefix = hub.prefix(checkpoint, "model.")
+  found = rename.under("", prefix, rules(config))
+  words = f"{prefix}embed_tokens.weight"
   return Recipe(
     table="gemma",
     model=dict(name="decoder_lm", **keywords(config), tied=not head),
     inputs={"tokens": ((1, 2), "int32")},
-    rules=[*rename.under("", prefix, rules(config)), *head],
+    rules=[
+      *hub.renamed(found, words, hub.table(checkpoint, config, words)),
+      *head,
+    ],
     config=checkpoint.config,
     ignore=(r"rotary_emb\.inv_freq$", *hub.tied_head(config)),
   )

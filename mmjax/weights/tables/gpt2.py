@@ -74,7 +74,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   prefix = hub.prefix(checkpoint, "transformer.")
   ours, block = "decoder/blocks/", f"{prefix}h.{{n}}."
   rules = [
-    *hub.decoder_ends(prefix, config),
+    *hub.decoder_ends(checkpoint, prefix, config),
     *hub.norm(f"{ours}norm1", f"{block}ln_1"),
     *hub.norm(f"{ours}norm2", f"{block}ln_2"),
     *_attention(f"{ours}attention", f"{block}attn", heads, width),

@@ -70,7 +70,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     attention_dropout=config["attention_dropout"],
   )
   prefix = hub.prefix(checkpoint, "transformer.")
-  rules = hub.decoder_ends(prefix, config)
+  rules = hub.decoder_ends(checkpoint, prefix, config)
   for i in range(len(pattern)):
     # Blocks that see alike are stacked together.
     place = f"block{i}/" if len(pattern) > 1 else ""

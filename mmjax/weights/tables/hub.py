@@ -3,7 +3,8 @@
 `rename.under` puts prefixes before the rules of a whole encoder.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from mmjax import errors
@@ -14,10 +15,16 @@ from mmjax.weights.rename import LINEAR, Rule
 # Their name of an activation -> ours: their "gelu" is the exact one.
 ACTS = {
   "gelu": "gelu_exact",
+  "gelu_python": "gelu_exact",
   "gelu_new": "gelu",
+  "gelu_fast": "gelu",
+  "gelu_accurate": "gelu",
   "gelu_pytorch_tanh": "gelu",
+  "gelu_python_tanh": "gelu",
   "quick_gelu": "quick_gelu",
   "relu": "relu",
+  "silu": "silu",
+  "swish": "silu",
 }
 
 
@@ -89,6 +96,22 @@ def pixels(config: Mapping[str, Any]) -> tuple[int, int]:
     return size, size
   rows, columns = size
   return rows, columns
+
+
+def either(names: Container[str], *options: str) -> str:
+  """Returns the first option that is there, or else the first of all.
+
+  Of tensors that are one, libraries write now the one and now the other.
+  """
+  return next((name for name in options if name in names), options[0])
+
+
+def renamed(rules: Sequence[Rule], theirs: str, to: str) -> list[Rule]:
+  """Returns the rules with another name for one tensor of theirs."""
+  return [
+    dataclasses.replace(rule, theirs=to) if rule.theirs == theirs else rule
+    for rule in rules
+  ]
 
 
 def norm(ours: str, theirs: str) -> list[Rule]:
@@ -263,10 +286,18 @@ def check_heads(heads: int, width: int, names: tuple[str, str]) -> None:
     )
 
 
-def decoder_ends(prefix: str, config: Mapping[str, Any]) -> list[Rule]:
+def table(checkpoint: Checkpoint, config: Mapping[str, Any], name: str) -> str:
+  """Returns the name of a table of tokens, which may stand as the tied head."""
+  tied = ["lm_head.weight"] if config["tie_word_embeddings"] else []
+  return either(checkpoint.tensors, name, *tied)
+
+
+def decoder_ends(
+  checkpoint: Checkpoint, prefix: str, config: Mapping[str, Any]
+) -> list[Rule]:
   """Returns the rules of GPT's embeddings, last norm and head."""
   rules = [
-    Rule("embedding/table", f"{prefix}wte.weight"),
+    Rule("embedding/table", table(checkpoint, config, f"{prefix}wte.weight")),
     Rule("places/table", f"{prefix}wpe.weight"),
     *norm("final_norm", f"{prefix}ln_f"),
   ]

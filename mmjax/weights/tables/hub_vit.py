@@ -4,12 +4,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax import errors
-from mmjax.weights import rename
+from mmjax.weights import recipe, rename
+from mmjax.weights.files import Checkpoint
 from mmjax.weights.rename import Rule
 from mmjax.weights.tables import hub
 
+# What files may leave out.
+DEFAULTS = dict(
+  hidden_size=768,
+  num_hidden_layers=12,
+  num_attention_heads=12,
+  intermediate_size=3072,
+  hidden_act="gelu",
+  layer_norm_eps=1e-12,
+  image_size=224,
+  patch_size=16,
+  num_channels=3,
+)
 # Our names of the tokens before the patches, in their order.
 TOKENS = {"cls": "cls_token", "distilled": "distillation_token"}
+
+
+def fields(
+  checkpoint: Checkpoint, defaults: Mapping[str, Any] = DEFAULTS
+) -> recipe.Config:
+  """Returns the config with what it leaves out; a patch [n n] is n."""
+  found = {**defaults, **checkpoint.config}
+  patch = found["patch_size"]
+  if isinstance(patch, list) and len(set(patch)) == 1:
+    found["patch_size"] = patch[0]
+  return recipe.Config(found, checkpoint.path)
 
 
 def check(config: Mapping[str, Any], **fixed: Any) -> None:

@@ -58,6 +58,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   config = checkpoint.config
   for kind, flexible in MODEL_TYPES.items():
     if config.get("model_type") == kind:
+      if "classifier.weight" in checkpoint.tensors and not flexible:
+        return _classes(checkpoint)
       return _both(config, flexible)
     if config.get("model_type") == f"{kind}_vision_model":
       return _image_alone(checkpoint, flexible)
@@ -106,6 +108,25 @@ def _both(config: Mapping[str, Any], flexible: bool) -> Recipe:
     config=config,
     texts={"text": text["max_position_embeddings"]},
     ignore=(r"\.position_ids$",),
+  )
+
+
+def _classes(checkpoint: Checkpoint) -> Recipe:
+  """Returns the recipe of an image classifier, by the mean of all patches."""
+  config = hub.part(checkpoint.config, "vision_config", IMAGE)
+  config["vision_use_head"] = False  # its pooling head is not read
+  model = image_model(config, False, "vision_config")
+  classes = checkpoint.shapes["classifier.weight"][0]
+  return Recipe(
+    table="siglip",
+    model={**model, "pool": "gap", "num_classes": classes},
+    inputs=_image_inputs(config, False),
+    rules=[
+      *rename.under("", "vision_model.", image_rules(config, False)),
+      *hub.linear("head", "classifier"),
+    ],
+    config=checkpoint.config,
+    ignore=(r"position_ids$", r"^vision_model\.head\."),
   )
 
 

@@ -1,4 +1,4 @@
-"""T5 of both versions, in the model hub's layout (model_type "t5").
+"""T5 of both versions, in the model hub's layout (model_type "t5"), and multilingual T5.
 
 Whole, or the encoder alone. The head is the table of embeddings unless the
 checkpoint holds another; whether features are scaled before it, the config
@@ -16,10 +16,8 @@ from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import LINEAR, Rule
 from mmjax.weights.tables import hub
 
-MODEL_TYPES = ("t5",)
-
 # What files may leave out.
-DEFAULTS = dict(
+T5 = dict(
   vocab_size=32128,
   d_model=512,
   d_kv=64,
@@ -35,15 +33,23 @@ DEFAULTS = dict(
   tie_word_embeddings=True,
   scale_decoder_outputs=None,
 )
+MT5 = {
+  **T5,
+  "vocab_size": 250112,
+  "d_ff": 1024,
+  "num_layers": 8,
+  "num_heads": 6,
+  "feed_forward_proj": "gated-gelu",
+  "scale_decoder_outputs": False,  # whatever is tied
+}
+MODEL_TYPES = {"t5": T5, "mt5": MT5}
 # Theirs -> our activation and whether there is a gate. "gated-gelu" is the
 # tanh form of GELU, whatever the config calls it.
 FORWARD = {
-  "relu": ("relu", False),
-  "gelu": ("gelu_exact", False),
-  "gated-relu": ("relu", True),
-  "gated-gelu": ("gelu", True),
-  "gated-silu": ("silu", True),
-}
+  f"{gate}{act}": (ours, bool(gate))
+  for act, ours in hub.ACTS.items()
+  for gate in ("", "gated-")
+} | {"gated-gelu": ("gelu", True)}
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -54,9 +60,10 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       tensors.
   """
   found = checkpoint.config
-  if found.get("model_type") not in MODEL_TYPES:
+  kind = found.get("model_type")
+  if kind not in MODEL_TYPES:
     return None
-  config = {**DEFAULTS, **found}
+  config = {**MODEL_TYPES[kind], **found}
   forward = config["feed_forward_proj"]
   if forward not in FORWARD:
     raise errors.unknown("config.json feed_forward_proj", forward, FORWARD)
@@ -117,13 +124,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
 
 
 def _table(names: Mapping[str, Any]) -> str:
-  """Returns the name of the table; an encoder's file may lack the first."""
-  other = "encoder.embed_tokens.weight"
-  return (
-    other
-    if other in names and "shared.weight" not in names
-    else ("shared.weight")
-  )
+  """Returns the name of the table, of which a file may hold any copy."""
+  tables = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+  return hub.either(names, "shared.weight", *tables)
 
 
 def _check_sizes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:

@@ -53,6 +53,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     n for n in ("mlm_score.bias", "mlm_score.decoder.bias") if n in names
   ]
   classes = checkpoint.shapes.get("classifier.3.weight", (None,))[0]
+  # The head over answers reads what is pooled of one image, or of several.
+  _, pooled = checkpoint.shapes.get("classifier.0.weight", (0, 0))
+  images = max(1, pooled // config["hidden_size"])
   matched = "rank_output.weight" in names
   grid = config["image_size"] // config["patch_size"]
   sizes = hub.sizes(config)
@@ -68,6 +71,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     masked_words=bool(biases),
     answers=classes,
     matched=matched,
+    images=images,
     max_patches=config["max_image_length"]
     if (config["max_image_length"] or -1) > 0
     else None,
@@ -93,17 +97,25 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     model=model,
     inputs={
       "tokens": ((1, config["max_position_embeddings"]), "int32"),
-      "image": hub.image_input(config),
+      "image": _image(config, images),
     },
     rules=rules,
     config=checkpoint.config,
     texts={"tokens": config["max_position_embeddings"]},
     masks={"tokens": "mask"},
+    missing={"image": "it takes several; prepare and stack them."}
+    if images > 1
+    else {},
     ignore=(
       r"text_embeddings\.(position_ids|token_type_ids)$",
       r"^mlm_score\.decoder\.(weight|bias)$",  # copies of tied weights
     ),
   )
+
+
+def _image(config: recipe.Config, images: int) -> tuple[tuple[int, ...], str]:
+  (_, *shape), dtype = hub.image_input(config)
+  return (1, *([images] if images > 1 else []), *shape), dtype
 
 
 def _encoder(prefix: str, width: int, heads: int, grid: int) -> list[Rule]:

@@ -7,7 +7,7 @@ Google's files (github google-research/vision_transformer, big_vision) stand in
 import math
 
 from mmjax import errors
-from mmjax.weights import recipe, rename
+from mmjax.weights import rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import SAME, Rule
@@ -26,7 +26,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
 
 
 def _hub(checkpoint: Checkpoint) -> Recipe:
-  config = recipe.Config(checkpoint.config, checkpoint.path)
+  config = hub_vit.fields(checkpoint)
   shapes = checkpoint.shapes
   kind = config["model_type"]
   hub_vit.check(config)
@@ -45,6 +45,10 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     *hub_vit.blocks(f"{prefix}encoder.layer.{{n}}.", heads, qkv_bias=qkv_bias),
     *hub.norm("norm", f"{prefix}layernorm"),
   ]
+  pooler = f"{prefix}pooler.dense.weight" in shapes
+  if pooler:
+    hub.fixed(config, {"pooler_act": "tanh", "pooler_output_size": width})
+    rules += hub.linear("pooler/dense", f"{prefix}pooler.dense")
   if classes is not None:
     rules += hub.linear("head", head)
   if pair:
@@ -58,11 +62,12 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
       pool="pair" if pair else "tok",
       distilled=kind == "deit",
       qkv_bias=qkv_bias,
+      pooler=pooler,
     ),
     inputs={"image": hub.image_input(config)},
     rules=rules,
     config=checkpoint.config,
-    ignore=(r"pooler\.dense", r"mask_token"),
+    ignore=(r"mask_token",),
   )
 
 

@@ -16,6 +16,15 @@ from mmjax.weights.rename import Rule
 from mmjax.weights.tables import hub, hub_vit, timm_layers
 
 MODEL_TYPES = ("vit_mae",)
+# What files may leave out.
+DEFAULTS = dict(
+  **hub_vit.DEFAULTS,
+  decoder_hidden_size=512,
+  decoder_num_hidden_layers=8,
+  decoder_num_attention_heads=16,
+  decoder_intermediate_size=2048,
+  mask_ratio=0.75,
+)
 # The decoder's blocks in released files, and as transformers 5 writes them.
 LAYERS = ("decoder.decoder_layers.", "decoder.decoder_encoder.layer.")
 # Arguments of its authors' constructor that we read, and those that the tensors
@@ -51,7 +60,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     return _own(checkpoint)
   if kind not in MODEL_TYPES:
     return None
-  config = recipe.Config(checkpoint.config, checkpoint.path)
+  config = hub_vit.fields(checkpoint, DEFAULTS)
   hub_vit.check(config)
   shapes = checkpoint.shapes
   prefix = hub_vit.prefix(shapes, "vit")

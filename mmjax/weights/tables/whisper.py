@@ -15,6 +15,21 @@ from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
 from mmjax.weights.tables import hub, whisper_rules, whisper_speech
 
+# What the hub's files may leave out.
+DEFAULTS = dict(
+  vocab_size=51865,
+  num_mel_bins=80,
+  d_model=384,
+  encoder_layers=4,
+  encoder_attention_heads=6,
+  encoder_ffn_dim=1536,
+  decoder_layers=4,
+  decoder_attention_heads=6,
+  decoder_ffn_dim=1536,
+  max_source_positions=1500,
+  max_target_positions=448,
+)
+
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
   """Returns the recipe of a Whisper, or None for any other checkpoint."""
@@ -30,7 +45,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
 
 
 def _hub(checkpoint: Checkpoint) -> Recipe:
-  config = recipe.Config(checkpoint.config, checkpoint.path)
+  config = recipe.Config({**DEFAULTS, **checkpoint.config}, checkpoint.path)
   if not config.get("tie_word_embeddings", True):
     raise errors.InputError(
       f"weights path = {str(checkpoint.path)!r}: config.json "
@@ -65,6 +80,9 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     *whisper_rules.encoder(f"{prefix}encoder.", model["heads"]),
     *whisper_rules.decoder(f"{prefix}decoder.", model["decoder_heads"]),
   ]
+  # Of the table and its copy, the head, a file may hold either.
+  table = f"{prefix}decoder.embed_tokens.weight"
+  rules = hub.renamed(rules, table, hub.either(names, table, "proj_out.weight"))
   return _whole(checkpoint, model, rules, (r"^proj_out\.weight$",))
 
 

@@ -29,6 +29,7 @@ def test_published_parameter_counts(declared, config, count):
   "change, message",
   [
     ({"activation_function": "tanh"}, "activation_function = 'tanh'"),
+    ({"model_type": "mbart", "normalize_before": False}, "before = False"),
     ({"normalize_before": True}, "normalize_before = True"),
     ({"add_final_layer_norm": True}, "add_final_layer_norm = True"),
     ({"decoder_attention_heads": 7}, "decoder_attention_heads = 7"),

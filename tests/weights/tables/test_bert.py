@@ -206,3 +206,40 @@ def test_missing_pool_is_named(recorded, tmp_path):
   (tmp_path / "1_Pooling" / "config.json").unlink()
   with pytest.raises(errors.InputError, match="1_Pooling"):
     weights.load(tmp_path)
+
+
+def test_classes_are_of_a_text_or_of_each_token(recorded):
+  def head(tensors):
+    tensors["classifier.weight"] = tensors.pop("qa_outputs.weight")
+    tensors["classifier.bias"] = tensors.pop("qa_outputs.bias")
+
+  # Without a pooler there is nothing else to read.
+  _, (_, out), want = recorded("bert_spans", tensors=head)
+  for place, end in enumerate(("start", "end")):
+    np.testing.assert_allclose(
+      out["classes"][..., place], want[f"1/{end}"], atol=1e-4
+    )
+
+  def both(tensors):
+    head(tensors)
+    tensors["bert.pooler.dense.weight"] = np.eye(24, dtype=np.float32)
+    tensors["bert.pooler.dense.bias"] = np.zeros(24, np.float32)
+
+  for kind, axes in (("Token", 3), ("Sequence", 2)):
+
+    def named(config, kind=kind):
+      config["architectures"] = [f"BertFor{kind}Classification"]
+
+    _, (_, out), _ = recorded("bert_spans", named, both)
+    assert out["classes"].ndim == axes
+  with pytest.raises(errors.InputError, match=r"architectures = .*each token"):
+    recorded("bert_spans", lambda c: c.update(architectures=None), both)
+
+
+def test_a_table_may_stand_as_its_copy_alone(recorded):
+  def move(tensors):
+    name = "roberta.embeddings.word_embeddings.weight"
+    tensors["lm_head.decoder.weight"] = tensors.pop(name)
+    tensors["lm_head.decoder.bias"] = tensors.pop("lm_head.bias")
+
+  close(*recorded("roberta_masked_words", tensors=move)[1:])
