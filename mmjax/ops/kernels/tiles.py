@@ -104,7 +104,7 @@ def whole(
   widths: tuple[int, int],
   itemsize: int,
   bias: tuple[int, ...] | None,
-  sparse: bool,
+  chunk: int | None,
   key: Key,
 ) -> Whole | None:
   """Returns tiles for `tpu_whole`, or None where a head does not fit.
@@ -115,14 +115,15 @@ def whole(
     widths: (H, H').
     itemsize: bytes of an element of q.
     bias: its shape [B|1 N|1 T|1 S|1], or None.
-    sparse: whether the mask rules out blocks, which smaller chunks can skip.
+    chunk: queries a chunk that the mask asks for, since smaller chunks skip
+      more of what it rules out; None if it asks for none.
     key: for the table.
   """
   B, K, G = heads
   T, S = lengths
   rows = T if T <= 768 else 512
-  if sparse and T > 256:
-    rows = 256
+  if chunk is not None and T > chunk:
+    rows = chunk
   if T % rows == 1:  # a chunk of one query would not use the MXU
     rows += 128
   entry = lookup(key)

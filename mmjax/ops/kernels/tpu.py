@@ -107,6 +107,7 @@ def choose(
   """
   B, T, N, H = q_shape
   S, K = k_shape[1:3]
+  mask = _by_lines(mask, T, S, bias_shape is not None) or mask
   name = jnp.dtype(dtype).name
   kind = "none" if mask is None or isinstance(mask, masks.Full) else "static"
   if kind == "static" and jax.tree.leaves(mask):
@@ -118,14 +119,43 @@ def choose(
       (H, v_shape[3]),
       np.dtype(jnp.dtype(dtype)).itemsize,
       None if bias_shape is None else tuple(bias_shape),
-      sparse=kind != "none"
-      and bool((blocks.static_map(mask, T, S, 256, 256) == blocks.EMPTY).any()),
+      chunk=_chunk(mask, T, S, bias_shape is not None),
       key=Key(chip, "whole", bucket(S), H, kind, name),
     )
     if found is not None:
       return found
   size = _block(mask, T, S) if kind == "static" else None
   return flash(Key(chip, "flash", bucket(S), H, kind, name), size)
+
+
+def _by_lines(
+  mask: masks.Mask | None, T: int, S: int, biased: bool
+) -> masks.Lines | None:
+  """Returns the mask to compute instead, of tokens in another order; or None.
+
+  Column by column, for a mask by columns: keys that a query sees then stand
+  together. A bias would have to be laid too, and it has T x S numbers.
+  """
+  if biased or not isinstance(mask, masks.Column):
+    return None
+  lines = mask.by_lines()
+  return lines if T == S == mask.text + mask.rows * mask.columns else None
+
+
+def _chunk(
+  mask: masks.Mask | None, T: int, S: int, biased: bool
+) -> int | None:
+  """Returns how many queries a chunk leave the least to do; None for many.
+
+  Chunks of 128 cost more a pair than those of 256: by a guess, a sixth.
+  """
+  rule = _rule(mask, biased=biased)
+  costs = {
+    rows: each * tpu_whole.pairs(tpu_whole.chunks(rule, T, S, rows))
+    for rows, each in ((256, 1.0), (128, 7 / 6))
+  }
+  rows = min(costs, key=lambda rows: costs[rows])
+  return rows if costs[rows] < 0.9 * T * S else None
 
 
 def _block(mask: masks.Mask | None, T: int, S: int) -> int:
@@ -193,13 +223,15 @@ def attend(
     raise errors.InputError(f"attention impl = 'tpu': {why}; take 'xla'.")
   if isinstance(mask, masks.Full):
     mask = None
-  rule = tpu_scores.Rule(
-    mask=None if mask is None else jax.tree.structure(mask),
-    axes=() if mask is None else masks.leaf_axes(mask),
+  lines = _by_lines(mask, T, k_BSKH.shape[1], bias is not None)
+  mask = lines or mask
+  rule = _rule(
+    mask,
     scale=float(scale),
     softcap=None if softcap is None else float(softcap),
     rate=float(dropout_rate),
     biased=bias is not None,
+    laid=lines is not None,
   )
   leaves = _leaves(mask)
   seeds = None
@@ -207,17 +239,46 @@ def attend(
     seeds = jax.lax.bitcast_convert_type(dropout_seeds, jnp.int32)
   q = q_BTNH.swapaxes(1, 2)
   k, v = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+  if lines is not None:
+    q, k, v = (lines.lay(x, 2) for x in (q, k, v))
+  out = _run(rule, tiles, interpret, (q, k, v, bias, leaves, seeds))
+  return (out if lines is None else lines.lay(out, 2, True)).swapaxes(1, 2)
+
+
+def _rule(
+  mask: masks.Mask | None,
+  scale: float = 1.0,
+  softcap: float | None = None,
+  rate: float = 0.0,
+  **given: bool,
+) -> tpu_scores.Rule:
+  return tpu_scores.Rule(
+    None if mask is None else jax.tree.structure(mask),
+    () if mask is None else masks.leaf_axes(mask),
+    scale,
+    softcap,
+    rate,
+    **given,
+  )
+
+
+def _run(
+  rule: tpu_scores.Rule, tiles: Whole | Flash, interpret: Any, args: Any
+) -> jax.Array:
+  """Calls the kernel that tiles are of; arguments and result are [B N T H]."""
   if isinstance(tiles, Flash):
-    plan = tpu_flash.Plan(rule, tiles, interpret)
-    out: Any = tpu_flash_backward.attend(plan, q, k, v, bias, leaves, seeds)
-    return out.swapaxes(1, 2)
+    return tpu_flash_backward.attend(
+      tpu_flash.Plan(rule, tiles, interpret), *args
+    )
+  q, k, v, bias, leaves, seeds = args
+  (B, N, T, H), K = q.shape, k.shape[1]
   if bias is not None:
     heads = (1, 1) if bias.shape[1] == 1 else (K, N // K)
     bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
   q = q.reshape(B, K, N // K, T, H)
   program = tpu_whole.Plan(rule, tiles, interpret)
   out = tpu_whole.attend(program, q, k, v, bias, leaves, seeds)
-  return out.reshape(B, N, T, -1).swapaxes(1, 2)
+  return out.reshape(B, N, T, -1)
 
 
 def _leaves(mask: masks.Mask | None) -> tuple[jax.Array, ...]:
