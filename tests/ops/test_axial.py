@@ -75,16 +75,16 @@ def test_wrong_grids_are_named():
     masks.check(masks.Row(6, 4, 4) & masks.Full(), 2, 23, 22)
 
 
-@pytest.mark.parametrize("text, rows, columns", [(3, 4, 6), (0, 5, 3), (2, 8, 8)])
+@pytest.mark.parametrize(
+  "text, rows, columns", [(3, 4, 6), (0, 5, 3), (2, 8, 8)]
+)
 def test_lines_are_columns_of_the_image_on_its_side(text, rows, columns):
   mask = masks.Column(text, rows, columns)
   lines = mask.by_lines()
   length = text + rows * columns
   # Line by line, in plain Python.
   order = list(range(text))
-  order += [
-    text + y * columns + x for x in range(columns) for y in range(rows)
-  ]
+  order += [text + y * columns + x for x in range(columns) for y in range(rows)]
   np.testing.assert_array_equal(lines.raster(np.arange(length)), order)
   laid = lines.lay(np.arange(2 * length).reshape(2, length, 1), 1)
   np.testing.assert_array_equal(laid[1, :, 0], length + np.array(order))

@@ -104,7 +104,7 @@ def whole(
   widths: tuple[int, int],
   itemsize: int,
   bias: tuple[int, ...] | None,
-  chunk: int | None,
+  sparse: bool,
   key: Key,
 ) -> Whole | None:
   """Returns tiles for `tpu_whole`, or None where a head does not fit.
@@ -115,15 +115,14 @@ def whole(
     widths: (H, H').
     itemsize: bytes of an element of q.
     bias: its shape [B|1 N|1 T|1 S|1], or None.
-    chunk: queries a chunk that the mask asks for, since smaller chunks skip
-      more of what it rules out; None if it asks for none.
+    sparse: whether the mask rules out blocks, which smaller chunks can skip.
     key: for the table.
   """
   B, K, G = heads
   T, S = lengths
   rows = T if T <= 768 else 512
-  if chunk is not None and T > chunk:
-    rows = chunk
+  if sparse and T > 256:
+    rows = 256
   if T % rows == 1:  # a chunk of one query would not use the MXU
     rows += 128
   entry = lookup(key)

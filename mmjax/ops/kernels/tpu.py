@@ -1,5 +1,6 @@
 """Attention on TPU: which of our Pallas kernels runs, and what none can do."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from mmjax import errors
 from mmjax.ops import blocks, masks
+from mmjax.ops.bias import Bias
 from mmjax.ops.kernels import (
+  tpu_band,
   tpu_flash,
   tpu_flash_backward,
   tpu_scores,
@@ -113,16 +116,19 @@ def choose(
   if kind == "static" and jax.tree.leaves(mask):
     kind = "data"
   if max(T, S) <= LONGEST:
+    rows = _chunk(mask, T, S, bias_shape is not None)
     found = whole(
       (B, K, N // K),
       (T, S),
       (H, v_shape[3]),
       np.dtype(jnp.dtype(dtype)).itemsize,
       None if bias_shape is None else tuple(bias_shape),
-      chunk=_chunk(mask, T, S, bias_shape is not None),
+      sparse=rows is not None,
       key=Key(chip, "whole", bucket(S), H, kind, name),
     )
     if found is not None:
+      if rows is not None and T > rows:
+        found = dataclasses.replace(found, rows=rows)
       return found
   size = _block(mask, T, S) if kind == "static" else None
   return flash(Key(chip, "flash", bucket(S), H, kind, name), size)
@@ -142,9 +148,7 @@ def _by_lines(
   return lines if T == S == mask.text + mask.rows * mask.columns else None
 
 
-def _chunk(
-  mask: masks.Mask | None, T: int, S: int, biased: bool
-) -> int | None:
+def _chunk(mask: masks.Mask | None, T: int, S: int, biased: bool) -> int | None:
   """Returns how many queries a chunk leave the least to do; None for many.
 
   Chunks of 128 cost more a pair than those of 256: by a guess, a sixth.
@@ -177,7 +181,7 @@ def attend(
   v_BSKH: jax.Array,
   *,
   mask: masks.Mask | None,
-  bias: jax.Array | None,
+  bias: jax.Array | Bias | None,
   scale: float,
   softcap: float | None,
   dropout_rate: float,
@@ -208,7 +212,9 @@ def attend(
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
   shapes = (q_BTNH.shape, k_BSKH.shape, v_BSKH.shape)
-  shape = None if bias is None else bias.shape
+  shape: Any = None if bias is None else (1, N, T, k_BSKH.shape[1])
+  if bias is not None and not isinstance(bias, Bias):
+    shape = bias.shape
   given: dict[str, Any] = dict(mask=mask, bias_shape=shape)
   why = refuses(*shapes, q_BTNH.dtype, dropout_rate=dropout_rate, **given)
   if why is None and not q_BTNH.dtype == k_BSKH.dtype == v_BSKH.dtype:
@@ -225,12 +231,16 @@ def attend(
     mask = None
   lines = _by_lines(mask, T, k_BSKH.shape[1], bias is not None)
   mask = lines or mask
+  band = False
+  if isinstance(bias, Bias):
+    bias, band = _spread(bias, T, k_BSKH.shape[1], tiles)
   rule = _rule(
     mask,
     scale=float(scale),
     softcap=None if softcap is None else float(softcap),
     rate=float(dropout_rate),
     biased=bias is not None,
+    band=band,
     laid=lines is not None,
   )
   leaves = _leaves(mask)
@@ -243,6 +253,22 @@ def attend(
     q, k, v = (lines.lay(x, 2) for x in (q, k, v))
   out = _run(rule, tiles, interpret, (q, k, v, bias, leaves, seeds))
   return (out if lines is None else lines.lay(out, 2, True)).swapaxes(1, 2)
+
+
+def reads_table(bias: Bias, length_q: int, length_k: int) -> bool:
+  """Says whether the kernel that runs may read a table without its T x S."""
+  return bias.DIAGONAL and max(length_q, length_k) > LONGEST
+
+
+def _spread(
+  bias: Bias, T: int, S: int, tiles: Whole | Flash
+) -> tuple[jax.Array, bool]:
+  """Returns a bias as the kernel reads it, and whether that is windows."""
+  if isinstance(tiles, Flash) and bias.DIAGONAL:
+    sizes = min(tiles.block_q, T), min(tiles.block_k, S)
+    if tpu_band.fits(T, S, *sizes):
+      return tpu_band.windows(bias, T, S, sizes[0]), True
+  return bias.dense(T, S), False
 
 
 def _rule(

@@ -31,6 +31,7 @@ class Rule:
   scale, softcap: of the scores.
   rate: of dropout.
   biased: whether a bias is added.
+  band: whether the bias comes as windows of `tpu_band`.
   laid: whether tokens come by `masks.Lines`, the mask, and not in their order.
   """
 
@@ -40,6 +41,7 @@ class Rule:
   softcap: float | None
   rate: float
   biased: bool
+  band: bool = False
   laid: bool = False
 
   @property
