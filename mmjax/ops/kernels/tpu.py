@@ -209,8 +209,7 @@ def attend(
   Raises:
     InputError: what `refuses` refuses.
   """
-  B, T, N, H = q_BTNH.shape
-  K = k_BSKH.shape[2]
+  _B, T, N, _H = q_BTNH.shape
   shapes = (q_BTNH.shape, k_BSKH.shape, v_BSKH.shape)
   shape: Any = None if bias is None else (1, N, T, k_BSKH.shape[1])
   if bias is not None and not isinstance(bias, Bias):

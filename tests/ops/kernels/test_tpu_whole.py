@@ -52,20 +52,22 @@ def test_runs_cover_what_the_mask_allows_and_no_pair_twice():
 
 
 def test_work_is_that_of_the_masks_blocks():
-  """DALL-E's masks, against the dense causal kernel and the pairs seen."""
+  """Of DALL-E: against the dense causal kernel, by the pairs that are seen."""
   T = 1280
   causal = _rule(masks.Causal())
   whole = tpu_whole.pairs(tpu_whole.chunks(causal, T, T, 256))
   assert whole < 0.61 * T * T  # half, and the blocks on the diagonal
   grid = (256, 32, 32)
-  for mask, rows, laid in (
-    (masks.Row(*grid), 128, None),
-    (masks.Column(*grid), 128, masks.Column(*grid).by_lines()),
-    (masks.Conv(*grid, 11), 64, None),
+  # A tile of 128 queries has four rows of the image, and meets the keys of
+  # nine for the window of a convolution, which is 11 wide of 32 columns.
+  for mask, laid, most in (
+    (masks.Row(*grid), None, 1.3),
+    (masks.Column(*grid), masks.Column(*grid).by_lines(), 1.3),
+    (masks.Conv(*grid, 11), None, 1.45),
   ):
     seen = np.asarray(masks.dense(mask, T, T)).sum()
     density = seen / (T * (T + 1) / 2)
-    cut = tpu_whole.chunks(_rule(laid or mask), T, T, rows)
+    cut = tpu_whole.chunks(_rule(laid or mask), T, T, 128)
     done, _ = _covered(cut, T, T)
     assert done.sum() == tpu_whole.pairs(cut)
-    assert seen < done.sum() < 1.3 * density * whole, mask
+    assert seen < done.sum() < most * density * whole, mask
