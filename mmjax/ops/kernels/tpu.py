@@ -302,7 +302,7 @@ def _run(
     bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
   q = q.reshape(B, K, N // K, T, H)
   program = tpu_whole.Plan(rule, tiles, interpret)
-  out = tpu_whole.attend(program, q, k, v, bias, leaves, seeds)
+  out: Any = tpu_whole.attend(program, q, k, v, bias, leaves, seeds)
   return out.reshape(B, N, T, -1)
 
 
