@@ -33,7 +33,10 @@ from typing import Any, NamedTuple
 
 
 class Shape(NamedTuple):
-  """B rows of T queries and S keys, N heads over K key heads of H."""
+  """B rows of T queries and S keys, N heads over K key heads of H.
+
+  mask: "", or one of DALL-E's, "row", "column" or "conv", which are causal.
+  """
 
   batch: int
   queries: int
@@ -42,6 +45,7 @@ class Shape(NamedTuple):
   kv_heads: int
   head_dim: int
   causal: bool = False
+  mask: str = ""
 
 
 class Chip(NamedTuple):
@@ -63,6 +67,10 @@ SHAPES = {
   "whisper": Shape(1, 1500, 1500, 4, 4, 64),
   "paligemma": Shape(1, 384, 384, 8, 1, 256),
   "gpt3": Shape(1, 2048, 2048, 4, 4, 128, True),
+  "dalle": Shape(1, 1280, 1280, 4, 4, 64, True),
+  "dalle_row": Shape(1, 1280, 1280, 4, 4, 64, True, "row"),
+  "dalle_column": Shape(1, 1280, 1280, 4, 4, 64, True, "column"),
+  "dalle_conv": Shape(1, 1280, 1280, 4, 4, 64, True, "conv"),
 }
 CHIPS = {
   "v5e": Chip("v5e:2x2", 131_000),
@@ -81,11 +89,27 @@ ENVIRONMENT = dict(
 )
 
 
+# Of the pairs that DALL-E's masks let see each other: part of all 1280 x 1280.
+DENSITIES = {"row": 0.200, "column": 0.190, "conv": 0.215}
+
+
 def flops(shape: Shape, backward: bool) -> float:
   """Returns the operations of the products: 2 forward, and 5 backward."""
   one = 2.0 * shape.batch * shape.heads * shape.queries * shape.keys
-  one *= shape.head_dim / (2 if shape.causal else 1)
+  one *= shape.head_dim
+  one *= DENSITIES.get(shape.mask, 0.5 if shape.causal else 1.0)
   return one * (7 if backward else 2)
+
+
+def _mask(shape: Shape) -> Any:
+  from mmjax.ops import masks
+
+  grid = (256, 32, 32)
+  if shape.mask == "conv":
+    return masks.Conv(*grid, 11)
+  if shape.mask:
+    return {"row": masks.Row, "column": masks.Column}[shape.mask](*grid)
+  return masks.Causal() if shape.causal else None
 
 
 def contestant(name: str, shape: Shape) -> Any:
@@ -93,9 +117,10 @@ def contestant(name: str, shape: Shape) -> Any:
   import jax
   import jax.numpy as jnp
 
-  from mmjax.ops import masks
   from mmjax.ops.kernels import reference, tpu
 
+  if shape.mask and name not in ("ours", "xla"):
+    raise SystemExit(f"{name} has no mask {shape.mask!r}")
   scale = shape.head_dim**-0.5
   pad = -shape.keys % (128 if shape.keys < 512 else 512)
   padded = [(0, 0), (0, 0), (0, pad), (0, 0)]
@@ -103,7 +128,7 @@ def contestant(name: str, shape: Shape) -> Any:
   if name in ("ours", "xla"):
     attend = {"ours": tpu.attend, "xla": reference.attend}[name]
     keywords: dict[str, Any] = dict(
-      mask=masks.Causal() if shape.causal else None,
+      mask=_mask(shape),
       bias=None,
       scale=scale,
       softcap=None,
@@ -292,18 +317,18 @@ def main(argv: Sequence[str] | None = None) -> int:
           f"{word} = {name!r}: no such name; known: {', '.join(known)}"
         )
   print(
-    f"{'chip':6} {'shape':10} {'contestant':10} {'cycles a head':>13}  note"
+    f"{'chip':6} {'shape':12} {'contestant':10} {'cycles a head':>13}  note"
   )
   for chip in args.chips.split(","):
     for key in args.shapes.split(","):
       shape = SHAPES[key]
       heads = shape.batch * shape.heads
       ideal = flops(shape, args.backward) / CHIPS[chip].peak / heads
-      print(f"{chip:6} {key:10} {'ideal':10} {ideal:13.0f}", flush=True)
+      print(f"{chip:6} {key:12} {'ideal':10} {ideal:13.0f}", flush=True)
       for name in args.contestants.split(","):
         cycles, note = estimate(chip, name, shape, args.backward)
         figure = "-" if cycles is None else f"{cycles:.0f}"
-        print(f"{chip:6} {key:10} {name:10} {figure:>13}  {note}", flush=True)
+        print(f"{chip:6} {key:12} {name:10} {figure:>13}  {note}", flush=True)
   return 0
 
 

@@ -107,10 +107,11 @@ def attention(
       )
     return ring.attend(q, k, v, axis=axis, **arguments)
   call = _call(q, k, v, arguments["mask"], bias, softcap, dropout_rate)
-  kernel = choice.kernel(choice.choose(impl, None, call).impl)
-  if isinstance(bias, Bias) and not getattr(kernel, "TABLES", False):
-    arguments["bias"] = bias.dense(q.shape[1], k.shape[1])
-  return kernel.attend(q, k, v, **arguments)
+  name = choice.choose(impl, None, call).impl
+  lengths = q.shape[1], k.shape[1]
+  if isinstance(bias, Bias) and not choice.reads_table(name, bias, *lengths):
+    arguments["bias"] = bias.dense(*lengths)
+  return choice.kernel(name).attend(q, k, v, **arguments)
 
 
 def explain_attention(
@@ -184,7 +185,10 @@ def settled(
   A table stays one where there is a kernel for it. Elsewhere each layer of a
   stack would spread it to [1 N T S] anew; this does so once for all.
   """
-  if not isinstance(bias, Bias) or choice.reads_tables(impl):
+  if not isinstance(bias, Bias) or any(
+    choice.reads_table(name, bias, length_q, length_k)
+    for name in choice.candidates(impl)
+  ):
     return bias
   return bias.dense(length_q, length_k)
 

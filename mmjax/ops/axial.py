@@ -93,11 +93,63 @@ class Column(_Grid):
     # Each side apart: a kernel divides vectors, not a tile.
     return _modulo(q, self.columns) == _modulo(k, self.columns)
 
+  def by_lines(self) -> "Lines":
+    """Returns what this mask is once columns come one after the other."""
+    return Lines(self.text, self.columns, self.rows)
+
   def _distances(self, lo, hi):
     last = hi - _modulo(hi, self.columns)
     some = (last >= lo) & (last >= 0)
     every = (lo >= 0) & (lo == hi) & (_modulo(lo, self.columns) == 0)
     return Bounds(some, ((lo >= 0) | every) if self.columns == 1 else every)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Lines(_Grid):
+  """An image token sees itself and the image tokens before it, in its row.
+
+  `Column` of the image on its side: what a kernel computes in its place, since
+  keys that stand together make blocks, and keys that are spread make none.
+  """
+
+  def _near(self, q, k):
+    return self._line(q) == self._line(k)
+
+  def bounds(self, q, k):
+    first = _clip(k.lo, self.text)
+    q_lo, q_hi = self._line(q.lo), self._line(q.hi)
+    k_lo, k_hi = self._line(first), self._line(k.hi)
+    meet = (k_lo <= q_hi) & (q_lo <= k_hi) & (first <= q.hi)
+    one = (q_lo == q_hi) & (k_lo == k_hi) & (q_lo == k_lo) & (k.hi <= q.lo)
+    image = k.hi >= self.text
+    some = ((k.lo < self.text) & (k.lo <= q.hi)) | (image & meet)
+    # All text of the block is seen: there is none, or it ends by q.lo.
+    text = (k.lo >= self.text) | (k.hi <= q.lo) | (self.text - 1 <= q.lo)
+    return Bounds(some, text & (~image | one))
+
+  def _line(self, i: Index) -> Any:
+    return _divide(i - self.text, self.columns)[0]
+
+  def raster(self, i: Index) -> Any:
+    """Returns where token i stands while rows come one after the other.
+
+    Rows of the image that `Column.by_lines` has laid on its side.
+    """
+    line, at = _divide(i - self.text, self.columns)
+    moved = self.text + at * self.rows + line
+    return jnp.where(i < self.text, i, moved)
+
+  def lay(self, x: jax.Array, axis: int, back: bool = False) -> jax.Array:
+    """Lays an array of tokens in raster order on its side, or back again."""
+    sides = (self.columns, self.rows)
+    if back:
+      sides = self.rows, self.columns
+    text, image = jnp.split(x, [self.text], axis)
+    shape = image.shape
+    image = image.reshape(*shape[:axis], *sides, *shape[axis + 1 :])
+    image = image.swapaxes(axis, axis + 1).reshape(shape)
+    return jnp.concatenate([text, image], axis)
 
 
 @register

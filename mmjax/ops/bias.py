@@ -7,7 +7,7 @@ cannot, takes `dense`. The table is a leaf of the pytree, with a gradient.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class Bias:
   table: float [N E], E entries for each head.
   """
 
+  DIAGONAL: ClassVar = False  # whether `index` is one of key minus query
   table: jax.Array
 
   def entries(self) -> int:
@@ -67,6 +68,7 @@ class Buckets(Bias):
   table: [N E], E buckets; see `relative_buckets` for the other fields.
   """
 
+  DIAGONAL: ClassVar = True
   max_distance: int = 128
   bidirectional: bool = True
 

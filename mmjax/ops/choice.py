@@ -5,8 +5,9 @@ Each implementation is a module of `kernels` with
   attend(q, k, v, *, mask, bias, scale, softcap, dropout_rate, dropout_seeds)
   refuses(...) -> str | None: why it cannot compute a call. It names as
     parameters what can matter to it, of what `choose` is given.
-  TABLES = True, if its bias may be a table of `ops.bias`; else the door hands
-    it the dense form.
+  reads_table(bias, length_q, length_k) -> bool: whether it computes with this
+    table of `ops.bias`; without one, or elsewhere, the door hands it the dense
+    form.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 
 from mmjax import errors
+from mmjax.ops.bias import Bias
 
 # Where each runs; None is everywhere.
 PLATFORMS: dict[str, str | None] = {
@@ -90,11 +92,10 @@ def kernel(impl: str) -> ModuleType:
   return importlib.import_module(f"mmjax.ops.kernels.{name}")
 
 
-def reads_tables(impl: str | None) -> bool:
-  """Says whether what may be taken for `impl` here reads tables of biases."""
-  return any(
-    getattr(kernel(name), "TABLES", False) for name in candidates(impl)
-  )
+def reads_table(impl: str, bias: Bias, length_q: int, length_k: int) -> bool:
+  """Says whether an implementation computes with the table of a bias."""
+  reads = getattr(kernel(impl), "reads_table", None)
+  return reads is not None and reads(bias, length_q, length_k)
 
 
 def choose(impl: str | None, on: str | None, call: dict[str, Any]) -> Choice:

@@ -21,6 +21,7 @@ from mmjax.ops.algebra import Bounds, Interval, Mask, register
 
 And, Or = algebra.And, algebra.Or
 Row, Column, Conv = axial.Row, axial.Column, axial.Conv
+Lines = axial.Lines
 check, dense, leaf_axes = algebra.check, algebra.dense, algebra.leaf_axes
 
 

@@ -73,3 +73,27 @@ def test_wrong_grids_are_named():
   masks.check(masks.Row(6, 4, 4), 2, 22, 22)
   with pytest.raises(errors.InputError, match="22, but there are 23"):
     masks.check(masks.Row(6, 4, 4) & masks.Full(), 2, 23, 22)
+
+
+@pytest.mark.parametrize(
+  "text, rows, columns", [(3, 4, 6), (0, 5, 3), (2, 8, 8)]
+)
+def test_lines_are_columns_of_the_image_on_its_side(text, rows, columns):
+  mask = masks.Column(text, rows, columns)
+  lines = mask.by_lines()
+  length = text + rows * columns
+  # Line by line, in plain Python.
+  order = list(range(text))
+  order += [text + y * columns + x for x in range(columns) for y in range(rows)]
+  np.testing.assert_array_equal(lines.raster(np.arange(length)), order)
+  laid = lines.lay(np.arange(2 * length).reshape(2, length, 1), 1)
+  np.testing.assert_array_equal(laid[1, :, 0], length + np.array(order))
+  back = lines.lay(laid, 1, back=True)
+  np.testing.assert_array_equal(back[..., 0].ravel(), np.arange(2 * length))
+  seen = np.asarray(masks.dense(mask, length, length))[0, 0]
+  np.testing.assert_array_equal(
+    masks.dense(lines, length, length)[0, 0], seen[order][:, order]
+  )
+  image = image_part(lines)
+  for q, k in np.ndindex(image.shape):
+    assert image[q, k] == (k <= q and k // rows == q // rows)

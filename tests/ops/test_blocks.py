@@ -25,7 +25,7 @@ static = st.one_of(
   st.builds(masks.Prefix, st.integers(0, S)),
   st.builds(masks.Local, st.integers(-3, 9), st.integers(-3, 9)),
   st.builds(masks.Banded, st.integers(1, 9)),
-  st.sampled_from([masks.Row, masks.Column]).flatmap(
+  st.sampled_from([masks.Row, masks.Column, masks.Lines]).flatmap(
     lambda kind: st.builds(
       kind, st.integers(0, 9), st.just(24), st.integers(1, 7)
     )

@@ -8,7 +8,7 @@ import pytest
 
 from mmjax import errors
 from mmjax.ops import choice, masks
-from mmjax.ops.attention import attention, explain_attention
+from mmjax.ops.attention import attention, explain_attention, settled
 from mmjax.ops.bias import Buckets
 
 
@@ -36,7 +36,8 @@ def kernel(monkeypatch):
       asked.append(kw)
       return q * 0 + 7
 
-    module.refuses, module.attend, module.TABLES = refuses, attend, tables
+    module.refuses, module.attend = refuses, attend
+    module.reads_table = lambda bias, length_q, length_k: tables
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(
       sys.modules["mmjax.ops.kernels"], impl, module, raising=False
@@ -117,10 +118,9 @@ def test_the_door_passes_every_argument_on(kernel, monkeypatch, key):
   assert given == dict(
     mask=mask, bias=bias, scale=0.3, softcap=2.0, dropout_rate=0.1
   )
-  assert choice.reads_tables(None) and choice.reads_tables("tpu")
-  kernel("tpu", tables=False)
-  assert not choice.reads_tables("tpu")
+  assert settled(bias, 3, 3) is bias and settled(bias, 3, 3, "tpu") is bias
   asked = kernel("tpu", tables=False)
+  assert settled(bias, 3, 3, "tpu").shape == (1, 2, 3, 3)
   attention(q, q, q, bias=bias)
   np.testing.assert_array_equal(asked[-1]["bias"], np.ones((1, 2, 3, 3)))
   np.testing.assert_allclose(attention(q, q, q, impl="xla"), 1.0, atol=1e-6)

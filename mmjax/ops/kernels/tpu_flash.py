@@ -17,8 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from mmjax.ops import blocks
+from mmjax.ops.kernels import tpu_band, tpu_steps
 from mmjax.ops.kernels import tpu_scores as tile
-from mmjax.ops.kernels import tpu_steps
 from mmjax.ops.kernels.tiles import Flash
 
 VMEM = 48 * 2**20  # bytes a program may take; tpu7x and v5p have 64 MiB
@@ -36,7 +36,8 @@ class Plan:
 class Call:
   """Shapes, steps and blocks of a call, for one of its kernels.
 
-  q: [B N T H]; k: [B K S H]; v: [B K S H']; bias: [B|1 N|1 T|1 S|1] or None;
+  q: [B N T H]; k: [B K S H]; v: [B K S H']; bias: [B|1 N|1 T|1 S|1], or windows
+  [N D 8 2*block] of `tpu_band`, or None;
   leaves of the mask: int32 [B], [B 1 T] or [B 1 S]; seeds: int32 [B N].
 
   Args:
@@ -137,7 +138,9 @@ class Call:
     return self.spec((1, self.block_q), lambda b, n, s: (b, n, 0, s.q))
 
   def of_bias(self, shape: Sequence[int]) -> pl.BlockSpec:
-    """Blocks a bias, whose axes are full or 1."""
+    """Blocks a bias, whose axes are full or 1, or windows."""
+    if self.rule.band:
+      return self.spec(shape[2:], lambda b, n, s: (n, self.diagonal(s), 0, 0))
     block = (
       self.block_q if shape[2] > 1 else 1,
       self.block_k if shape[3] > 1 else 1,
@@ -149,6 +152,10 @@ class Call:
         for i, size in zip((b, n, s.q, s.k), shape, strict=True)
       ),
     )
+
+  def diagonal(self, step: tpu_steps.Step) -> Any:
+    """Returns which window a step has."""
+    return step.k - step.q + self.steps.shape[0] - 1
 
   def run(self, kernel, name, extra, outs, scratch, products, parallel):
     """Calls a kernel.
@@ -220,6 +227,8 @@ class Tile:
     if not self.rule.biased:
       return None
     bias = self.refs[3][...]
+    if self.rule.band:
+      return tpu_band.spread(bias)
     if self.keys == 1:
       return bias
     bias = bias.astype(jnp.float32)

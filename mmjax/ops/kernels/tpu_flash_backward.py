@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mmjax.ops.kernels import tpu_flash
+from mmjax.ops.kernels import tpu_band, tpu_flash
 from mmjax.ops.kernels import tpu_scores as tile
 from mmjax.ops.kernels.tpu_flash import Call, Plan, Tile
 
@@ -52,7 +52,9 @@ def _pull(plan, kept, d_out):
   )[:, :, None]
   rows = (d_out, lse, shift)
   d_k, d_v = _of_keys(plan, args, rows)
-  d_bias: Any = None if bias is None else _of_bias(plan, args, rows)
+  d_bias: Any = None
+  if bias is not None:
+    d_bias = (_of_band if plan.rule.band else _of_bias)(plan, args, rows)
   none = tuple(None for _ in leaves)
   return _of_queries(plan, args, rows), d_k, d_v, d_bias, none, None
 
@@ -128,7 +130,9 @@ def _queries_kernel(call: Call, *refs):
 
 
 def _of_keys(plan, args, rows):
-  q, k, v = args[:3]
+  q, k, v, bias = args[:4]
+  if plan.rule.band:
+    args = (q, k, v, tpu_band.turned(bias), *args[4:])
   B, K = k.shape[:2]
   G = q.shape[1] // K
   # Heads that share keys come innermost: their sum stays in place.
@@ -215,10 +219,48 @@ def _of_bias(plan: Plan, args: Any, rows: Sequence[jax.Array]) -> jax.Array:
   return found.astype(bias.dtype)
 
 
+def _of_band(plan: Plan, args: Any, rows: Sequence[jax.Array]) -> jax.Array:
+  q, eight = args[0], args[3]
+  B, N = q.shape[:2]
+  # All windows of a head stay in place, while its rows and steps go by.
+  call = Call(plan, args, grid=(N, None, B), place=lambda n, p, b: (b, n, p))
+  spec = call.spec(eight.shape[1:], lambda b, n, s: (n, 0, 0, 0), lead=1)
+  return call.run(
+    _band_kernel,
+    "attention_flash_dband",
+    _extra(call, rows),
+    [(jax.ShapeDtypeStruct(eight.shape, jnp.float32), spec)],
+    [],
+    products=2,
+    parallel=1,
+  )[0]
+
+
+def _band_kernel(call: Call, *refs):
+  t = Tile(call, refs, keys=1)
+  out_ref = t.rest[3]
+
+  @pl.when((t.programs[1] == 0) & (t.programs[2] == 0))
+  def _():
+    out_ref[...] = jnp.zeros(out_ref.shape, jnp.float32)
+
+  def body(partial):
+    out_ref[call.diagonal(t.step)] += tpu_band.fold(_of_scores(t, partial))
+
+  t.each_kind(body)
+
+
+def _of_scores(t: Tile, partial: bool) -> jax.Array:
+  """Computes the gradient of a tile's bias [q k]."""
+  q, k, v = (ref[...] for ref in t.refs[:3])
+  _, ds, _ = _gradient(t, q, k, v, t.rest[0][...], partial)
+  allowed = t.allowed() if partial else None
+  return ds if allowed is None else jnp.where(allowed, ds, 0.0)
+
+
 def _bias_kernel(call: Call, *refs):
   t = Tile(call, refs, keys=1)
-  q_ref, k_ref, v_ref = t.refs[:3]
-  d_out_ref, out_ref = t.rest[0], t.rest[3]
+  out_ref = t.rest[3]
   p, r = t.programs[2:]
   shape = call.inputs[3].shape[2:]
   summed = [axis for axis, size in enumerate(shape) if size == 1]
@@ -233,12 +275,7 @@ def _bias_kernel(call: Call, *refs):
     out_ref[...] = jnp.zeros(out_ref.shape, jnp.float32)
 
   def body(partial):
-    _, ds, _ = _gradient(
-      t, q_ref[...], k_ref[...], v_ref[...], d_out_ref[...], partial
-    )
-    allowed = t.allowed() if partial else None
-    if allowed is not None:
-      ds = jnp.where(allowed, ds, 0.0)
+    ds = _of_scores(t, partial)
     for axis in summed:
       ds = ds.sum(axis, keepdims=True)
     out_ref[...] += ds

@@ -31,6 +31,8 @@ class Rule:
   scale, softcap: of the scores.
   rate: of dropout.
   biased: whether a bias is added.
+  band: whether the bias comes as windows of `tpu_band`.
+  laid: whether tokens come by `masks.Lines`, the mask, and not in their order.
   """
 
   mask: Any
@@ -39,6 +41,8 @@ class Rule:
   softcap: float | None
   rate: float
   biased: bool
+  band: bool = False
+  laid: bool = False
 
   @property
   def plain(self) -> bool:
@@ -147,5 +151,8 @@ def thin(
   rule: Rule, x: jax.Array, seed: Any, q: jax.Array, k: jax.Array
 ) -> jax.Array:
   """Applies dropout to a tile: 0, or x / (1 - rate)."""
+  if rule.laid:
+    lines: Any = rule.spec()
+    q, k = lines.raster(q), lines.raster(k)
   kept = dropout.keep(seed, q, k, rule.rate)
   return jnp.where(kept, x * (1.0 / (1.0 - rule.rate)), 0.0)

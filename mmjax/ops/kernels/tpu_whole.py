@@ -30,7 +30,8 @@ from mmjax.ops.kernels.tiles import Whole
 Run = tuple[int, int, bool]  # keys [first, stop), and whether to ask the mask
 Chunk = tuple[int, int, tuple[Run, ...]]  # queries [first, stop) and their keys
 
-_GRAIN = 128  # keys a block of the map that runs are made of
+_GRAIN = 128  # keys a block of the map that runs are made of, where lanes are
+_FINE = 32  # and where no array but k and v is cut by keys
 _RUNS = 4  # of a chunk, at most
 VMEM = 48 * 2**20  # bytes a program may take; tpu7x and v5p have 64 MiB
 
@@ -52,14 +53,22 @@ def chunks(rule: tile.Rule, T: int, S: int, rows: int) -> tuple[Chunk, ...]:
     T, S: lengths.
     rows: queries a chunk; the last may be shorter.
   """
-  kinds = blocks.static_map(rule.spec(), T, S, rows, _GRAIN)
+  grain = _GRAIN if rule.biased or "k" in rule.axes else _FINE
+  kinds = blocks.static_map(rule.spec(), T, S, rows, grain)
   return tuple(
-    (i * rows, min((i + 1) * rows, T), _runs(row, S))
+    (i * rows, min((i + 1) * rows, T), _runs(row, S, grain))
     for i, row in enumerate(kinds)
   )
 
 
-def _runs(kinds: np.ndarray, S: int) -> tuple[Run, ...]:
+def pairs(cut: Sequence[Chunk]) -> int:
+  """Returns how many scores of a head are computed."""
+  return sum(
+    (stop - start) * (b - a) for start, stop, runs in cut for a, b, _ in runs
+  )
+
+
+def _runs(kinds: np.ndarray, S: int, grain: int) -> tuple[Run, ...]:
   """Joins blocks of keys that are alike; few runs, if some do work in vain."""
   runs: list[list[int]] = []  # [first block, stop block, kind]
   for j, kind in enumerate(kinds.tolist()):
@@ -78,7 +87,7 @@ def _runs(kinds: np.ndarray, S: int) -> tuple[Run, ...]:
     )
     runs[i : i + 2] = [[runs[i][0], runs[i + 1][1], blocks.PARTIAL]]
   return tuple(
-    (a * _GRAIN, min(b * _GRAIN, S), kind == blocks.PARTIAL)
+    (a * grain, min(b * grain, S), kind == blocks.PARTIAL)
     for a, b, kind in runs
   )
 
@@ -181,11 +190,8 @@ class _Call:
   def run(self, kernel, name, inputs, specs, outs, scratch):
     """Calls the kernel for all programs."""
     q, v = self.inputs[0], self.inputs[2]
-    pairs = sum(
-      (stop - start) * sum(b - a for a, b, _ in runs)
-      for start, stop, runs in self.chunks
-    )
     heads = q.shape[0] * self.groups
+    scores = heads * pairs(self.chunks)
     widths = q.shape[-1] + v.shape[-1]
     products = (3 * q.shape[-1] + 2 * v.shape[-1]) if self.backward else widths
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*inputs, *outs))
@@ -202,8 +208,8 @@ class _Call:
       name=name,
       interpret=self.plan.interpret,
       cost_estimate=pl.CostEstimate(
-        flops=2 * heads * pairs * products,
-        transcendentals=heads * pairs,
+        flops=2 * scores * products,
+        transcendentals=scores,
         bytes_accessed=moved,
       ),
       compiler_params=pltpu.CompilerParams(

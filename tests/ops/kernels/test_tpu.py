@@ -111,6 +111,10 @@ FAST = {
   "whole-lengths": dict(
     name="lengths", tiles=Whole(2, 1, 2, 128), bias=(2, 1, 1, 45), rate=0.2
   ),
+  # Of the whole grid: tokens are laid column by column, and dropped as before.
+  "whole-column": dict(
+    name="column", tiles=Whole(1, 1, 2, 128), T=68, S=68, rate=0.3, softcap=2.0
+  ),
   "flash-none": dict(name="none", tiles=FLASH, K=2, W=12, T=16, S=21),
   "flash-causal": dict(
     name="causal_late", tiles=FLASH, bias=(1, 2, 37, 45), softcap=2.0
@@ -130,6 +134,17 @@ def test_values_and_gradients(case):
 @pytest.mark.parametrize("tiles", [Whole(1, 1, 2, 128), FLASH])
 def test_a_wrong_mask_is_noticed(tiles):
   off = _off("causal", tiles, T=17, S=17, wrong=masks.Causal(1))
+  assert min(off) > 0.05, off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bias", [None, (1, 2, 68, 68)])
+@pytest.mark.parametrize("tiles", [Whole(1, 1, 2, 128), FLASH, None])
+def test_columns_are_those_of_the_grid(tiles, bias):
+  given = dict(T=68, S=68, rate=0.2, bias=bias)
+  assert max(_off("column", tiles, **given)) < WITHIN["float32"]
+  wrong = masks.Column(20, 8, 6)
+  off = _off("column", tiles, wrong=wrong, **given)
   assert min(off) > 0.05, off
 
 
