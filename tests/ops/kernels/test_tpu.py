@@ -101,7 +101,7 @@ FAST = {
   ),
   "whole-causal": dict(
     name="causal_late",
-    tiles=Whole(1, 1, 2, 128),
+    tiles=Whole(1, 1, 2, 128, 2, 0),  # keys along the sublanes
     bias=(1, 2, 37, 45),
     softcap=2.0,
   ),
@@ -109,7 +109,10 @@ FAST = {
     name="segments", tiles=Whole(1, 1, 1, 128), rate=0.3, dtype="bfloat16"
   ),
   "whole-lengths": dict(
-    name="lengths", tiles=Whole(2, 1, 2, 128), bias=(2, 1, 1, 45), rate=0.2
+    name="lengths",
+    tiles=Whole(2, 1, 2, 128, 4, 0, Whole(1, 1, 2, 128)),
+    bias=(2, 1, 1, 45),
+    rate=0.2,
   ),
   "flash-none": dict(name="none", tiles=FLASH, K=2, W=12, T=16, S=21),
   "flash-causal": dict(
