@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from mmjax.ops.kernels import tiles
+
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "tools"))
 import kernel_cycles as cycles
 
@@ -76,3 +78,11 @@ def test_bundles_are_counted_where_the_simulator_aborts(monkeypatch):
   assert figure == 2_000 / 4 and note.startswith("~")
   figure, note = cycles.estimate(case._replace(name="xla"))
   assert figure is None and "LLO_CHECK" in note
+
+
+def test_heads_of_a_loop_count_once():
+  whole = tiles.Whole(1, 4, 1, 1024, 4)
+  assert cycles.straight(whole, cycles.SHAPES["so400m"]) == [4, 4]
+  cut = tiles.Whole(1, 4, 1, 256, 4)
+  assert cycles.straight(cut, cycles.SHAPES["so400m"]) == [4, 1]
+  assert cycles.straight(tiles.Flash(512, 512), None) == [0, 0]

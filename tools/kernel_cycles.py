@@ -27,6 +27,7 @@ is laid out once, over the heads in it. It knows no waiting for memory.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -143,9 +144,7 @@ def compile_one(case: Case) -> None:
   tiles = None
   if case.name == "ours":
     tiles = chosen(case)
-    back = getattr(tiles, "backward", None) or tiles
-    straight = [getattr(x, "straight", 0) for x in (tiles, back)]
-    print("straight", json.dumps(straight), flush=True)
+    print("straight", json.dumps(straight(tiles, shape)), flush=True)
   inner = contestant(case.name, shape, tiles)
 
   def f(q, k, v):
@@ -166,6 +165,19 @@ def compile_one(case: Case) -> None:
     jax.jit(program, in_shardings=place, out_shardings=place).lower(
       *arguments
     ).compile()
+
+
+def straight(tiles: Any, shape: Shape) -> list[int]:
+  """Returns how many heads the bundles of (forward, backward) are for."""
+  from mmjax.ops.kernels.tiles import Whole
+
+  if not isinstance(tiles, Whole):
+    return [0, 0]
+  back = tiles.backward or tiles
+  if back.rows < shape.queries or shape.heads > shape.kv_heads:
+    # It loops over key heads.
+    back = dataclasses.replace(back, batch=1, kv_heads=1)
+  return [tiles.straight, back.straight]
 
 
 def simulate(case: Case) -> tuple[dict[str, int], str]:
@@ -190,9 +202,10 @@ def count(case: Case) -> dict[str, float]:
   said = re.search(r"^straight (.*)$", done.stdout, re.MULTILINE)
   if done.returncode or said is None:
     return {}
-  straight = dict(zip((False, True), json.loads(said[1]), strict=True))
-  per_head = {x: n / max(1, straight["backward" in x]) for x, n in found.items()}
-  return per_head if all(straight.values()) else {}
+  heads = json.loads(said[1])
+  if not all(heads):
+    return {}
+  return {name: n / heads["backward" in name] for name, n in found.items()}
 
 
 def _compile(case: Case, flags: str, read: Any) -> tuple[Any, Any]:

@@ -210,6 +210,10 @@ def test_what_is_refused_is_said():
   assert "XLA" in tpu.refuses(shape, shape, shape, "bfloat16", named=False)
   long = (1, 4096, 2, 64)
   assert tpu.refuses(long, long, long, "bfloat16", named=False) is None
+  for batch, stays in ((4, True), (64, False)):  # 7 and 114 MiB of scores
+    vit = (batch, 197, 12, 64)
+    why = tpu.refuses(vit, vit, vit, "bfloat16", named=False)
+    assert ("stay in vector memory" in why) if stays else why is None
   assert "float16" in tpu.refuses(shape, shape, shape, "float16")
   wide = (1, 5, 2, 2000)
   assert "head_dim 2000" in tpu.refuses(wide, wide, shape, "float32")
