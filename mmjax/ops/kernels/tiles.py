@@ -87,7 +87,16 @@ _VMEM = 24 * 2**20  # bytes a program of it plans with, half of what it may take
 _LANES = 128
 
 # Written by tools/tune_tiles.py from here
-TABLE: dict[Key, Entry] = {}
+TABLE: dict[Key, Entry] = {
+  Key("v6e", "whole", 256, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4, 1),
+    "static, libtpu 0.0.42.1: 310 cycles a head of vit",
+  ),
+  Key("v6e", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4, 1),
+    "static, libtpu 0.0.42.1: 666 cycles a head of vit",
+  ),
+}
 # to here.
 
 
@@ -199,6 +208,8 @@ def _wish(T: int, S: int, sparse: bool) -> Whole:
   rows = T if T <= 768 else 512
   if sparse and T > 256:
     rows = 256
-  # Work enough for a program: four heads of 197, dozens of 20.
-  heads = max(1, min(32, 4 * 256 * 256 // (T * S)))
-  return Whole(1, max(heads, 2), 1, rows, 4 if max(T, S) <= 512 else 2)
+  # Work enough for a program: four heads of 197, dozens of 20; and whole
+  # rounds of its loop.
+  unroll = 4 if max(T, S) <= 512 else 2
+  rounds = min(32, 4 * 256 * 256 // (T * S)) // unroll
+  return Whole(1, unroll * max(rounds, 1), 1, rows, unroll)
