@@ -88,6 +88,14 @@ _LANES = 128
 
 # Written by tools/tune_tiles.py from here
 TABLE: dict[Key, Entry] = {
+  Key("v5p", "whole", 256, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4, 1),
+    "static, libtpu 0.0.42.1: 304 bundles a head of vit",
+  ),
+  Key("v5p", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4, 1),
+    "static, libtpu 0.0.42.1: 599 bundles a head of vit",
+  ),
   Key("v6e", "whole", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 4, 1, 256, 4, 1),
     "static, libtpu 0.0.42.1: 310 cycles a head of vit",
