@@ -108,9 +108,11 @@ def chosen(case: Case) -> Any:
     back = tiles.Whole(*rest[0]) if rest else None
     return tiles.Whole(*first[:6], backward=back)
   shape = case.shape
+  keys = (shape.batch, shape.keys, shape.kv_heads, shape.head_dim)
   return tpu.choose(
     (shape.batch, shape.queries, shape.heads, shape.head_dim),
-    *[(shape.batch, shape.keys, shape.kv_heads, shape.head_dim)] * 2,
+    keys,
+    keys,
     "bfloat16",
     mask=masks.Causal() if shape.causal else None,
     chip=case.chip,
@@ -152,14 +154,16 @@ def compile_one(case: Case) -> None:
       return inner(q, k, v)
     return inner(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
 
-  program = f
+  program: Any = f
   arguments = [q, k, k]
   if case.backward:
     arguments.append(q)
 
-    def program(q, k, v, g):
+    def both(q, k, v, g):
       out, back = jax.vjp(f, q, k, v)
       return out, back(g)
+
+    program = both
 
   with jax.set_mesh(mesh):
     jax.jit(program, in_shardings=place, out_shardings=place).lower(
