@@ -1,14 +1,16 @@
 """What tools/kernel_cycles.py makes of what the TPU compiler wrote."""
 
-import importlib.util
+import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
-TOOL = pathlib.Path(__file__).parents[1] / "tools" / "kernel_cycles.py"
-spec = importlib.util.spec_from_file_location("kernel_cycles", TOOL)
-cycles = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cycles)
+from mmjax.ops.kernels import tiles
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "tools"))
+import kernel_cycles as cycles
 
 WRITTEN = """hlo_op_estimate {
   hlo_op_name: "attention_whole.1"
@@ -44,12 +46,43 @@ def test_products_of_vit_by_hand():
   ],
 )
 def test_what_cannot_be_is_no_figure(found, key, says):
-  shape, chip = cycles.SHAPES[key], cycles.CHIPS["v5e"]
-  figure, note = cycles.judge(found, chip, shape, False)
+  case = cycles.Case("v5e", "ours", cycles.SHAPES[key], False)
+  figure, note = cycles.judge(found, case)
   assert figure is None and says in note
 
 
 def test_what_can_be_is_cycles_a_head():
-  shape, chip = cycles.SHAPES["vit"], cycles.CHIPS["v5e"]
-  figure, _ = cycles.judge({"a": 40_000, "b": 8_000}, chip, shape, False)
+  case = cycles.Case("v5e", "ours", cycles.SHAPES["vit"], False)
+  figure, _ = cycles.judge({"a": 40_000, "b": 8_000}, case)
   assert figure == 1000
+
+
+def test_bundles_are_counted_where_the_simulator_aborts(monkeypatch):
+  """A fake compiler: it aborts when asked to simulate, and writes bundles."""
+
+  def run(command, env, **_):
+    folder = env["LIBTPU_INIT_ARGS"].split("=")[1].split()[0]
+    if "static_llo_profile" in env["LIBTPU_INIT_ARGS"]:
+      return subprocess.CompletedProcess(command, -6, "", "LLO_CHECK failed\n")
+    case = cycles.Case(*json.loads(command[-1]))
+    assert case.chip == "v5e"
+    for kernel, rows in (("attention_whole.1", 2_000), ("mul.2", 9_999)):
+      name = f"17-{kernel}-01-final_hlo-static-per-bundle-utilization.txt"
+      text = "== CAPACITY:\n  MXU, XLU\n" + "0 1 0\n" * rows
+      (pathlib.Path(folder) / name).write_text(text)
+    return subprocess.CompletedProcess(command, 0, "straight [4, 2]\n", "")
+
+  monkeypatch.setattr(cycles.subprocess, "run", run)
+  case = cycles.Case("v5e", "ours", cycles.SHAPES["vit"], False)
+  figure, note = cycles.estimate(case)
+  assert figure == 2_000 / 4 and note.startswith("~")
+  figure, note = cycles.estimate(case._replace(name="xla"))
+  assert figure is None and "LLO_CHECK" in note
+
+
+def test_heads_of_a_loop_count_once():
+  whole = tiles.Whole(1, 4, 1, 1024, 4)
+  assert cycles.straight(whole, cycles.SHAPES["so400m"]) == [4, 4]
+  cut = tiles.Whole(1, 4, 1, 256, 4)
+  assert cycles.straight(cut, cycles.SHAPES["so400m"]) == [4, 1]
+  assert cycles.straight(tiles.Flash(512, 512), None) == [0, 0]

@@ -5,7 +5,9 @@
   PYTHONPATH=/tmp/libtpu python tools/kernel_cycles.py --backward --shapes vit,so400m
 
 The TPU compiler simulates each operation of the program that it compiles; the
-figure is the sum of all of them, layout changes included, over batch and heads.
+figure is the sum of all of them over batch and heads. "heads first" is from
+[B N T H] to [B N T H], which is as the kernels read; "as a model" from and to
+the [B T N H] of a projection, and so with the changes of layout that this takes.
 Nothing is executed: good for ranking variants of one kind, and a gap below 30 %
 is no finding ("How to scale your model"'s matrix products came out within 28 %
 of their estimates on v5e). "ideal" is the matrix products alone at the chip's
@@ -18,9 +20,14 @@ What is rejected, with the reason in place of a figure:
 - a kernel that reads its steps from a table, over a causal mask, for the same
   reason, even where the figure looks possible;
 - no estimate of the kernel itself.
+
+Where the simulator aborts on ours, as it does on v5e, the figure is marked "~"
+and counts the instruction bundles of our kernels, a bundle a cycle: code that
+is laid out once, over the heads in it. It knows no waiting for memory.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -31,21 +38,31 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from attention_contestants import (
+  CONTESTANTS,
+  DENSITIES,
+  SHAPES,
+  Shape,
+  contestant,
+  mask_of,
+)
 
-class Shape(NamedTuple):
-  """B rows of T queries and S keys, N heads over K key heads of H.
 
-  mask: "", or one of DALL-E's, "row", "column" or "conv", which are causal.
+class Case(NamedTuple):
+  """What one process compiles.
+
+  name: of the contestant.
+  model: whether arrays are [B T N H], not [B N T H].
+  tiles: of ours, (forward, backward) as fields of `tiles.Whole` or `Flash`, or
+    None for what it would take.
   """
 
-  batch: int
-  queries: int
-  keys: int
-  heads: int
-  kv_heads: int
-  head_dim: int
-  causal: bool = False
-  mask: str = ""
+  chip: str
+  name: str
+  shape: Shape
+  backward: bool
+  model: bool = False
+  tiles: Any = None
 
 
 class Chip(NamedTuple):
@@ -60,25 +77,12 @@ class Chip(NamedTuple):
   peak: float
 
 
-SHAPES = {
-  "vit": Shape(4, 197, 197, 12, 12, 64),
-  "clip": Shape(4, 257, 257, 16, 16, 64),
-  "so400m": Shape(1, 729, 729, 4, 4, 72),
-  "whisper": Shape(1, 1500, 1500, 4, 4, 64),
-  "paligemma": Shape(1, 384, 384, 8, 1, 256),
-  "gpt3": Shape(1, 2048, 2048, 4, 4, 128, True),
-  "dalle": Shape(1, 1280, 1280, 4, 4, 64, True),
-  "dalle_row": Shape(1, 1280, 1280, 4, 4, 64, True, "row"),
-  "dalle_column": Shape(1, 1280, 1280, 4, 4, 64, True, "column"),
-  "dalle_conv": Shape(1, 1280, 1280, 4, 4, 64, True, "conv"),
-}
 CHIPS = {
   "v5e": Chip("v5e:2x2", 131_000),
   "v5p": Chip("v5p:2x2x1", 262_000),
   "v6e": Chip("v6e:2x2", 525_000),
   "tpu7x": Chip("tpu7x:2x2x1", 524_000),
 }
-CONTESTANTS = ("ours", "xla", "flash", "splash")
 TABLES = ("attention_flash", "splash")  # parts of names of kernels
 ENVIRONMENT = dict(
   ALLOW_MULTIPLE_LIBTPU_LOAD="1",
@@ -89,10 +93,6 @@ ENVIRONMENT = dict(
 )
 
 
-# Of the pairs that DALL-E's masks let see each other: part of all 1280 x 1280.
-DENSITIES = {"row": 0.200, "column": 0.190, "conv": 0.215}
-
-
 def flops(shape: Shape, backward: bool) -> float:
   """Returns the operations of the products: 2 forward, and 5 backward."""
   one = 2.0 * shape.batch * shape.heads * shape.queries * shape.keys
@@ -101,102 +101,32 @@ def flops(shape: Shape, backward: bool) -> float:
   return one * (7 if backward else 2)
 
 
-def _mask(shape: Shape) -> Any:
-  from mmjax.ops import masks
+def chosen(case: Case) -> Any:
+  """Returns the tiles of ours: those of the case, or what the chip would take.
 
-  grid = (256, 32, 32)
-  if shape.mask == "conv":
-    return masks.Conv(*grid, 11)
-  if shape.mask:
-    return {"row": masks.Row, "column": masks.Column}[shape.mask](*grid)
-  return masks.Causal() if shape.causal else None
+  A process that compiles for a chip says its name, so that the table is asked.
+  """
+  from mmjax.ops.kernels import tiles, tpu
 
-
-def contestant(name: str, shape: Shape) -> Any:
-  """Returns a function of q, k and v, each [B N S H]."""
-  import jax
-  import jax.numpy as jnp
-
-  from mmjax.ops.kernels import reference, tpu
-
-  if shape.mask and name not in ("ours", "xla"):
-    raise SystemExit(f"{name} has no mask {shape.mask!r}")
-  scale = shape.head_dim**-0.5
-  pad = -shape.keys % (128 if shape.keys < 512 else 512)
-  padded = [(0, 0), (0, 0), (0, pad), (0, 0)]
-
-  if name in ("ours", "xla"):
-    attend = {"ours": tpu.attend, "xla": reference.attend}[name]
-    keywords: dict[str, Any] = dict(
-      mask=_mask(shape),
-      bias=None,
-      scale=scale,
-      softcap=None,
-      dropout_rate=0.0,
-      dropout_seeds=None,
-    )
-
-    def run(q, k, v):
-      q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-      return attend(q, k, v, **keywords).swapaxes(1, 2)
-
-    return run
-  if name == "flash":
-    from jax.experimental.pallas.ops.tpu import flash_attention as module
-
-    block = min(512, shape.keys + pad)
-    sizes = module.BlockSizes(
-      block_b=1, **dict.fromkeys(_blocks(module), block)
-    )
-
-    def run_flash(q, k, v):
-      q, k, v = (jnp.pad(x, padded) for x in (q, k, v))
-      k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], 1) for x in (k, v))
-      real = jnp.arange(q.shape[2])[None] < shape.keys
-      ids = jnp.broadcast_to(real.astype(jnp.int32), (len(q), q.shape[2]))
-      out = module.flash_attention(
-        q,
-        k,
-        v,
-        segment_ids=module.SegmentIds(ids, ids) if pad else None,
-        causal=shape.causal,
-        sm_scale=scale,
-        block_sizes=sizes,
-      )
-      return out[:, :, : shape.queries]
-
-    return run_flash
-  if name == "splash":
-    from jax.experimental.pallas.ops.tpu import splash_attention as module
-
-    T, N = shape.queries + pad, shape.heads
-    sizes: Any = dict.fromkeys(_blocks(module), min(512, T))
-    kind = module.CausalMask if shape.causal else module.FullMask
-    kernel = module.make_splash_mha(
-      module.MultiHeadMask([kind((T, T))] * N),
-      block_sizes=module.BlockSizes(**sizes),
-      head_shards=1,
-      q_seq_shards=1,
-    )
-
-    def run_splash(q, k, v):
-      q, k, v = (jnp.pad(x, padded) for x in (q * scale, k, v))
-      k, v = (jnp.repeat(x, N // x.shape[1], 1) for x in (k, v))
-      real = (jnp.arange(T) < shape.keys).astype(jnp.int32)
-      ids = module.SegmentIds(real, real) if pad else None
-      out: Any = jax.vmap(lambda *a: kernel(*a, segment_ids=ids))(q, k, v)
-      return out[:, :, : shape.queries]
-
-    return run_splash
-  raise SystemExit(f"no contestant {name}; known: {', '.join(CONTESTANTS)}")
+  if case.tiles is not None:
+    first, *rest = case.tiles
+    if len(first) == 2:
+      return tiles.Flash(*first)
+    back = tiles.Whole(*rest[0]) if rest else None
+    return tiles.Whole(*first[:6], backward=back)
+  shape = case.shape
+  keys = (shape.batch, shape.keys, shape.kv_heads, shape.head_dim)
+  return tpu.choose(
+    (shape.batch, shape.queries, shape.heads, shape.head_dim),
+    keys,
+    keys,
+    "bfloat16",
+    mask=mask_of(shape),
+    chip=case.chip,
+  )
 
 
-def _blocks(module: Any) -> list[str]:
-  fields = [f for f in module.BlockSizes.__dataclass_fields__ if f != "block_b"]
-  return [f for f in fields if f.startswith("block_")]
-
-
-def compile_one(chip: str, name: str, shape: Shape, backward: bool) -> None:
+def compile_one(case: Case) -> None:
   """Compiles a contestant for the chip; the compiler writes its estimates."""
   import jax
   import jax.numpy as jnp
@@ -205,8 +135,9 @@ def compile_one(chip: str, name: str, shape: Shape, backward: bool) -> None:
   from jax.experimental.layout import Format, Layout
   from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+  shape = case.shape
   device = topologies.get_topology_desc(
-    platform="tpu", topology_name=CHIPS[chip].topology
+    platform="tpu", topology_name=CHIPS[case.chip].topology
   ).devices[0]
   mesh = Mesh(np.array([device]), ("x",))
   # Else XLA would choose other layouts for the arguments, and copy.
@@ -214,19 +145,32 @@ def compile_one(chip: str, name: str, shape: Shape, backward: bool) -> None:
   sizes = (shape.queries, shape.heads), (shape.keys, shape.kv_heads)
   q, k = (
     jax.ShapeDtypeStruct(
-      (shape.batch, heads, length, shape.head_dim), jnp.bfloat16
+      (shape.batch, *(size if case.model else size[::-1]), shape.head_dim),
+      jnp.bfloat16,
     )
-    for length, heads in sizes
+    for size in sizes
   )
-  f = contestant(name, shape)
-  program = f
+  tiles = None
+  if case.name == "ours":
+    tiles = chosen(case)
+    print("straight", json.dumps(straight(tiles, shape)), flush=True)
+  inner = contestant(case.name, shape, tiles)
+
+  def f(q, k, v):
+    if not case.model:
+      return inner(q, k, v)
+    return inner(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
+
+  program: Any = f
   arguments = [q, k, k]
-  if backward:
+  if case.backward:
     arguments.append(q)
 
-    def program(q, k, v, g):
+    def both(q, k, v, g):
       out, back = jax.vjp(f, q, k, v)
       return out, back(g)
+
+    program = both
 
   with jax.set_mesh(mesh):
     jax.jit(program, in_shardings=place, out_shardings=place).lower(
@@ -234,30 +178,73 @@ def compile_one(chip: str, name: str, shape: Shape, backward: bool) -> None:
     ).compile()
 
 
-def estimate(
-  chip: str, name: str, shape: Shape, backward: bool
-) -> tuple[float | None, str]:
-  """Returns cycles a head, or None, and a note."""
+def straight(tiles: Any, shape: Shape) -> list[int]:
+  """Returns how many heads the bundles of (forward, backward) are for."""
+  from mmjax.ops.kernels.tiles import Whole
+
+  if not isinstance(tiles, Whole):
+    return [0, 0]
+  back = tiles.backward or tiles
+  if back.rows < shape.queries or shape.heads > shape.kv_heads:
+    # It loops over key heads.
+    back = dataclasses.replace(back, batch=1, kv_heads=1)
+  return [tiles.straight, back.straight]
+
+
+def simulate(case: Case) -> tuple[dict[str, int], str]:
+  """Returns the cycles of each operation, and why there are none, or ""."""
+  found, done = _compile(case, "--xla_jf_dump_static_llo_profile_to={}", parse)
+  if not done.returncode:
+    return found, ""
+  said = re.findall(
+    r"^.*(?:Error|CHECK|Unsupported|FIFO).*$", done.stderr, re.MULTILINE
+  )
+  return {}, f"aborted: {said[-1][:100] if said else 'no reason given'}"
+
+
+def count(case: Case) -> dict[str, float]:
+  """Returns bundles of ours over the heads in them, forward and backward."""
+  found, done = _compile(
+    case,
+    "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true "
+    "--xla_jf_dump_llo_pass_label_regex=.*final.*",
+    bundles,
+  )
+  said = re.search(r"^straight (.*)$", done.stdout, re.MULTILINE)
+  if done.returncode or said is None:
+    return {}
+  heads = json.loads(said[1])
+  if not all(heads):
+    return {}
+  return {name: n / heads["backward" in name] for name, n in found.items()}
+
+
+def _compile(case: Case, flags: str, read: Any) -> tuple[Any, Any]:
+  """Compiles in a process with flags of a folder; returns what `read` reads."""
   with tempfile.TemporaryDirectory() as folder:
-    case = json.dumps([chip, name, list(shape), backward])
-    env = {
-      **os.environ,
-      **ENVIRONMENT,
-      "LIBTPU_INIT_ARGS": f"--xla_jf_dump_static_llo_profile_to={folder}",
-    }
     done = subprocess.run(
-      [sys.executable, __file__, "--one", case],
-      env=env,
+      [sys.executable, __file__, "--one", json.dumps(case)],
+      env={
+        **os.environ,
+        **ENVIRONMENT,
+        "LIBTPU_INIT_ARGS": flags.format(folder),
+      },
       capture_output=True,
       text=True,
     )
-    found = parse(pathlib.Path(folder))
-  if done.returncode:
-    said = re.findall(
-      r"^.*(?:Error|CHECK|Unsupported|FIFO).*$", done.stderr, re.MULTILINE
-    )
-    return None, f"aborted: {said[-1][:100] if said else 'no reason given'}"
-  return judge(found, CHIPS[chip], shape, backward)
+    return read(pathlib.Path(folder)), done
+
+
+def estimate(case: Case) -> tuple[float | None, str]:
+  """Returns cycles a head, or None, and a note."""
+  found, why = simulate(case)
+  if why and case.name == "ours":
+    per_head = count(case)
+    if per_head:
+      total = sum(per_head.values()) * case.shape.batch * case.shape.heads
+      figure, note = judge({"bundles": round(total)}, case)
+      return figure, f"~ bundles, no waiting; {note}"
+  return (None, why) if why else judge(found, case)
 
 
 def parse(folder: pathlib.Path) -> dict[str, int]:
@@ -271,24 +258,42 @@ def parse(folder: pathlib.Path) -> dict[str, int]:
   return found
 
 
+def bundles(folder: pathlib.Path) -> dict[str, int]:
+  """Returns how many bundles each of our kernels is, of those written down."""
+  found: dict[str, int] = {}
+  for path in folder.glob("*attention_whole*per-bundle-utilization.txt"):
+    rows = re.findall(r"^\d+(?: \d+)+$", path.read_text(), re.MULTILINE)
+    kernel = re.sub(r"^\d+-|-\d+-final_hlo.*$", "", path.name)
+    found[kernel] = len(rows)
+  return found
+
+
 def _field(text: str, name: str) -> int:
   match = re.search(rf"^\s*{name}: (-?\d+)", text, re.MULTILINE)
   return int(match[1]) if match else 0
 
 
-def judge(
-  found: dict[str, int], chip: Chip, shape: Shape, backward: bool
-) -> tuple[float | None, str]:
+def judge(found: dict[str, int], case: Case) -> tuple[float | None, str]:
   """Returns cycles a head, or None and why the figure is none."""
+  shape = case.shape
   total = sum(found.values())
   if total <= 0 or min(found.values()) < 0:
     return None, "no estimate"
   tables = [n for n in found if any(t in n for t in TABLES)]
   if tables and shape.causal:
     return None, f"{tables[0]} reads its steps from a table: not simulated"
-  if flops(shape, backward) / total > chip.peak:
+  if flops(shape, case.backward) / total > CHIPS[case.chip].peak:
     return None, "impossible: above the peak of the chip"
   return total / shape.batch / shape.heads, f"{len(found)} operations"
+
+
+def _row(chip: str, shape: str, name: str, *both: Any) -> str:
+  """Returns a line of the table, of two (figure, note)."""
+  figures = ["-" if cycles is None else f"{cycles:.0f}" for cycles, _ in both]
+  notes = " | ".join(dict.fromkeys(note for _, note in both))
+  return (
+    f"{chip:6} {shape:12} {name:10} {figures[0]:>11} {figures[1]:>10}  {notes}"
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -303,8 +308,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--one", help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
   if args.one:
-    chip, name, shape, backward = json.loads(args.one)
-    compile_one(chip, name, Shape(*shape), backward)
+    chip, name, shape, *rest = json.loads(args.one)
+    compile_one(Case(chip, name, Shape(*shape), *rest))
     return 0
   for word, given, known in (
     ("--chips", args.chips, CHIPS),
@@ -317,18 +322,19 @@ def main(argv: Sequence[str] | None = None) -> int:
           f"{word} = {name!r}: no such name; known: {', '.join(known)}"
         )
   print(
-    f"{'chip':6} {'shape':12} {'contestant':10} {'cycles a head':>13}  note"
+    f"{'chip':6} {'shape':12} {'contestant':10} {'heads first':>11} "
+    f"{'as a model':>10}  note"
   )
   for chip in args.chips.split(","):
     for key in args.shapes.split(","):
       shape = SHAPES[key]
       heads = shape.batch * shape.heads
       ideal = flops(shape, args.backward) / CHIPS[chip].peak / heads
-      print(f"{chip:6} {key:12} {'ideal':10} {ideal:13.0f}", flush=True)
+      print(_row(chip, key, "ideal", (ideal, ""), (ideal, "")), flush=True)
       for name in args.contestants.split(","):
-        cycles, note = estimate(chip, name, shape, args.backward)
-        figure = "-" if cycles is None else f"{cycles:.0f}"
-        print(f"{chip:6} {key:12} {name:10} {figure:>13}  {note}", flush=True)
+        first = Case(chip, name, shape, args.backward)
+        both = estimate(first), estimate(first._replace(model=True))
+        print(_row(chip, key, name, *both), flush=True)
   return 0
 
 

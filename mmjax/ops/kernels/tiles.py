@@ -14,7 +14,11 @@ class Whole:
 
   batch, kv_heads, groups: rows, key heads, and query heads of each, a program.
   rows: queries a chunk, a multiple of 128 (or all).
-  unroll: heads whose code is laid side by side.
+  unroll: heads whose code is laid side by side, so that the products of one
+    run beside the softmax of the next.
+  keys: the axis of the keys in a tile of scores of the forward pass: 1, along
+    the lanes, or 0, along the sublanes. Backward they are along the sublanes.
+  backward: tiles of the backward pass; None takes these.
   """
 
   batch: int
@@ -22,6 +26,15 @@ class Whole:
   groups: int
   rows: int
   unroll: int = 1
+  keys: int = 1
+  backward: "Whole | None" = None
+
+  @property
+  def straight(self) -> int:
+    """Returns the heads whose code is laid out: loops hold the others."""
+    heads = self.batch * self.kv_heads * self.groups
+    unroll = min(self.unroll, heads)
+    return heads if heads // unroll == 1 else unroll + heads % unroll
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +86,26 @@ LONGEST = 1536  # what the whole-sequence kernel takes
 _VMEM = 24 * 2**20  # bytes a program of it plans with, half of what it may take
 _LANES = 128
 
-TABLE: dict[Key, Entry] = {}
+# Written by tools/tune_tiles.py from here
+TABLE: dict[Key, Entry] = {
+  Key("v5p", "whole", 256, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4, 1),
+    "static, libtpu 0.0.42.1: 304 bundles a head of vit",
+  ),
+  Key("v5p", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4, 1),
+    "static, libtpu 0.0.42.1: 599 bundles a head of vit",
+  ),
+  Key("v6e", "whole", 256, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4, 1),
+    "static, libtpu 0.0.42.1: 310 cycles a head of vit",
+  ),
+  Key("v6e", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4, 1),
+    "static, libtpu 0.0.42.1: 666 cycles a head of vit",
+  ),
+}
+# to here.
 
 
 def bucket(length: int) -> int:
@@ -116,18 +148,36 @@ def whole(
     itemsize: bytes of an element of q.
     bias: its shape [B|1 N|1 T|1 S|1], or None.
     sparse: whether the mask rules out blocks, which smaller chunks can skip.
-    key: for the table.
+    key: for the table, of the kernel "whole".
   """
+  call = heads, lengths, widths, itemsize, bias, sparse
+  forward = _whole(*call, key)
+  backward = _whole(*call, key._replace(kernel="whole_backward"))
+  if forward is None or backward is None:
+    return None
+  return dataclasses.replace(forward, backward=backward)
+
+
+def _whole(
+  heads: tuple[int, int, int],
+  lengths: tuple[int, int],
+  widths: tuple[int, int],
+  itemsize: int,
+  bias: tuple[int, ...] | None,
+  sparse: bool,
+  key: Key,
+) -> Whole | None:
+  """Returns tiles of one pass: the table's or the rule's, cut to what fits."""
   B, K, G = heads
   T, S = lengths
-  rows = T if T <= 768 else 512
-  if sparse and T > 256:
-    rows = 256
-  if T % rows == 1:  # a chunk of one query would not use the MXU
-    rows += 128
   entry = lookup(key)
   if entry is not None and isinstance(entry.tiles, Whole):
-    rows = min(entry.tiles.rows, T)
+    wish = entry.tiles
+  else:
+    wish = _wish(T, S, sparse)
+  rows = min(wish.rows, T)
+  if T % rows == 1:  # a chunk of one query would not use the MXU
+    rows += 128
 
   def lanes(n: int) -> int:
     return -(-n // _LANES) * _LANES
@@ -150,12 +200,24 @@ def whole(
   if bias is not None and left < G * per_query + per_key:
     return None  # its gradient wants all query heads of a key head
   group = G if bias is not None else fit(G, per_query + per_key // G, 8)
-  if group < G:
-    return Whole(1, 1, group, rows)
   head = G * per_query + per_key
-  # Work enough for a program: four heads of 197, dozens of 20.
-  most = max(1, min(32, 4 * 256 * 256 // (T * S * G)))
-  kv_heads = fit(K, head, max(most, 1))
-  batch = fit(B, head * K, max(most // K, 1)) if kv_heads == K else 1
-  unroll = 2 if max(T, S) <= 256 and kv_heads * batch * G % 2 == 0 else 1
-  return Whole(batch, kv_heads, group, rows, unroll)
+  kv_heads = batch = 1
+  if group == G:
+    most = max(1, wish.batch * wish.kv_heads * wish.groups // G)
+    kv_heads = fit(K, head, most)
+    batch = fit(B, head * K, max(1, most // K)) if kv_heads == K else 1
+  count = batch * kv_heads * group
+  unroll = max(m for m in range(1, wish.unroll + 1) if count % m == 0)
+  return Whole(batch, kv_heads, group, rows, unroll, wish.keys)
+
+
+def _wish(T: int, S: int, sparse: bool) -> Whole:
+  """Returns what the rule asks for, had it heads and memory enough."""
+  rows = T if T <= 768 else 512
+  if sparse and T > 256:
+    rows = 256
+  # Work enough for a program: four heads of 197, dozens of 20; and whole
+  # rounds of its loop.
+  unroll = 4 if max(T, S) <= 512 else 2
+  rounds = min(32, 4 * 256 * 256 // (T * S)) // unroll
+  return Whole(1, unroll * max(rounds, 1), 1, rows, unroll)

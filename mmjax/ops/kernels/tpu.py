@@ -31,6 +31,9 @@ from mmjax.ops.kernels.tiles import (
 )
 
 _SCALARS = 2**17  # 4-byte words of seeds or lengths that may go ahead
+# Bytes of float32 scores that XLA is thought to keep in vector memory, with
+# their exponentials: half of the 64 MiB of v5p and tpu7x. A guess: unmeasured.
+_STAYS = 32 * 2**20
 _DTYPES = ("bfloat16", "float32")
 
 
@@ -47,9 +50,12 @@ def refuses(
 ) -> str | None:
   """Says why neither kernel runs; None if one does.
 
-  Both can do what this refuses only where it is not named: short sequences,
+  Both can do what this refuses only where it is not named: few short rows,
   whose scores XLA keeps in vector memory. By the compiler's estimates it is
-  then the faster one (v6e, 197 tokens: 279 cycles a head, and 689 ours).
+  then no slower (v6e, 4 rows of 197 tokens, forward and backward: 825 cycles a
+  head, and 976 ours). No estimate is to be had of scores that go through HBM,
+  but they cost at least the way: on v6e 77 KB there and back in bfloat16, about
+  165 cycles a head each time, and a step takes them several times.
 
   Args:
     q_shape, k_shape, v_shape: of [B T N H], [B S K H] and [B S K H'].
@@ -73,9 +79,10 @@ def refuses(
   tiles = choose(
     q_shape, k_shape, v_shape, dtype, mask=mask, bias_shape=bias_shape
   )
-  if not named and isinstance(tiles, Whole):
+  if not named and isinstance(tiles, Whole) and 4 * B * N * T * S <= _STAYS:
     return (
-      f"{T} x {S} scores are few enough for XLA, which is faster by estimate; "
+      f"the {4 * B * N * T * S / 2**20:.1f} MiB of scores stay in vector memory"
+      f" (up to {_STAYS // 2**20} MiB), where XLA is no slower by estimate; "
       "give impl='tpu' to insist"
     )
   return _too_many(T, S, tiles)
@@ -128,7 +135,10 @@ def choose(
     )
     if found is not None:
       if rows is not None and T > rows:
-        found = dataclasses.replace(found, rows=rows)
+        back = found.backward
+        if back is not None:
+          back = dataclasses.replace(back, rows=rows)
+        found = dataclasses.replace(found, rows=rows, backward=back)
       return found
   size = _block(mask, T, S) if kind == "static" else None
   return flash(Key(chip, "flash", bucket(S), H, kind, name), size)

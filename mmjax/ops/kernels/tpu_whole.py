@@ -139,7 +139,9 @@ class _Call:
     q, k, v, bias, leaves, seeds = args
     B, K, G, T, _ = q.shape
     tiles = plan.tiles
-    self.plan, self.backward = plan, backward
+    if backward and tiles.backward is not None:
+      tiles = tiles.backward
+    self.plan, self.backward, self.tiles = plan, backward, tiles
     self.groups = K * G
     self.chunks = chunks(plan.rule, T, k.shape[2], tiles.rows)
     self.block = (tiles.batch, tiles.kv_heads, tiles.groups)
@@ -298,7 +300,10 @@ class _Head:
       top = jnp.maximum(top, tile.LOWEST)
     powers = [tile.power(self.rule, s - top) for s, _ in parts]
     sums = [p.sum(self.keys, keepdims=True) for p in powers]
-    return powers, tile.inverse(functools.reduce(jnp.add, sums))
+    total = functools.reduce(jnp.add, sums)
+    if self.rule.mask is None and not self.rule.biased:
+      return powers, 1.0 / total
+    return powers, tile.inverse(total)
 
   def seed(self, b, k, g):
     """Returns the seed of dropout of a head."""
@@ -318,35 +323,45 @@ class _Head:
 def _forward_kernel(call: _Call, *refs):
   scalars, refs = refs[: len(call.scalars)], refs[len(call.scalars) :]
   out_ref = refs[-1]
-  head = _Head(call, scalars, refs[:-1], keys=1)
+  keys = call.tiles.keys
+  head = _Head(call, scalars, refs[:-1], keys)
   rule = call.plan.rule
 
-  def one(b, k, g):
-    for chunk in call.chunks:
-      start, stop, runs = chunk
-      at = (b, k, g, slice(start, stop), slice(None))
-      if not runs:
-        out_ref[at] = jnp.zeros(
-          (stop - start, out_ref.shape[-1]), out_ref.dtype
-        )
-        continue
-      powers, inverse = head.weights(head.scores(b, k, g, chunk))
-      out = 0.0
-      for run, p in zip(runs, powers, strict=True):
-        if rule.rate > 0.0:
-          p = tile.thin(
-            rule, p, head.seed(b, k, g), *head.positions(chunk, run)
-          )
-        v = head.v[b, k, slice(*run[:2]), :]
+  def weights(b, k, g, chunk):
+    if not chunk[2]:
+      return (), 0.0
+    return head.weights(head.scores(b, k, g, chunk))
+
+  def products(b, k, g, chunk, powers, inverse):
+    out: Any = 0.0
+    for run, p in zip(chunk[2], powers, strict=True):
+      if rule.rate > 0.0:
+        where = head.positions(chunk, run)
+        p = tile.thin(rule, p, head.seed(b, k, g), *where)
+      v = head.v[b, k, slice(*run[:2]), :]
+      if keys == 1:
         out += tile.dot(p.astype(v.dtype), v, 1, 0)
-      out_ref[at] = (out * inverse).astype(out_ref.dtype)
+      else:
+        out += tile.dot(v, p.astype(v.dtype), 0, 0)
+    start, stop, runs = chunk
+    if not runs:
+      out = jnp.zeros((stop - start, out_ref.shape[-1]), out_ref.dtype)
+    elif keys == 1:
+      out = out * inverse
+    else:
+      out = (out * inverse).T
+    out_ref[b, k, g, start:stop, :] = out.astype(out_ref.dtype)
 
   _, kv_heads, groups = call.block
-  _each(
-    math.prod(call.block),
-    call.plan.tiles.unroll,
-    lambda i: one(i // (kv_heads * groups), i // groups % kv_heads, i % groups),
-  )
+
+  def several(heads):
+    units = []
+    for i in heads:
+      at = i // (kv_heads * groups), i // groups % kv_heads, i % groups
+      units += [(*at, chunk) for chunk in call.chunks]
+    _pipeline(units, weights, products)
+
+  _each(math.prod(call.block), call.tiles.unroll, several)
 
 
 def _backward_kernel(call: _Call, *refs):
@@ -370,70 +385,95 @@ def _backward_kernel(call: _Call, *refs):
         ds = ds.sum(axis, keepdims=True)
     d_bias_ref[(*at, keys, queries)] += ds
 
-  def of_chunk(b, k, g, chunk):
-    start, stop, runs = chunk
-    at = (b, k, g, slice(start, stop), slice(None))
-    if not runs:
-      dq_ref[at] = jnp.zeros((stop - start, dq_ref.shape[-1]), dq_ref.dtype)
-      return
-    q, d_out = head.q[at], d_out_ref[at]
+  def weights(b, k, g, chunk):
+    if not chunk[2]:
+      return (), 0.0
+    q, d_out = _rows(head.q, b, k, g, chunk), _rows(d_out_ref, b, k, g, chunk)
     parts = head.scores(b, k, g, chunk)
     powers, inverse = head.weights(parts)
-    weights = [p * inverse for p in powers]
-    d_weights, shift = [], 0.0
-    for run, p in zip(runs, weights, strict=True):
-      keys = slice(*run[:2])
-      dp = tile.dot(head.v[b, k, keys, :], d_out, 1, 1)
+    found, shift = [], 0.0
+    for run, power, (_, slope) in zip(chunk[2], powers, parts, strict=True):
+      p = power * inverse
+      dp = tile.dot(head.v[b, k, slice(*run[:2]), :], d_out, 1, 1)
       kept = p
       if rule.rate > 0.0:
         where = head.positions(chunk, run)
         kept = tile.thin(rule, p, head.seed(b, k, g), *where)
         dp = tile.thin(rule, dp, head.seed(b, k, g), *where)
       shift += (p * dp).sum(0, keepdims=True)
-      d_weights.append(dp)
-      _add(
-        dv_ref, sums, 1, b, k, keys, tile.dot(kept.astype(q.dtype), d_out, 1, 0)
-      )
+      found.append((p, kept.astype(q.dtype), dp, slope))
+    return found, shift
+
+  def products(b, k, g, chunk, found, shift):
+    q, d_out = _rows(head.q, b, k, g, chunk), _rows(d_out_ref, b, k, g, chunk)
     dq: Any = 0.0
-    for run, p, dp, part in zip(runs, weights, d_weights, parts, strict=True):
+    for run, (p, kept, dp, slope) in zip(chunk[2], found, strict=True):
       keys = slice(*run[:2])
+      _add(dv_ref, sums, 1, b, k, keys, tile.dot(kept, d_out, 1, 0))
       ds = p * (dp - shift)
       if biased:
         of_bias(b, k, g, chunk, run, ds)
-      if part[1] is not None:
-        ds = ds * part[1]
+      if slope is not None:
+        ds = ds * slope
       ds = (ds * rule.scale).astype(q.dtype)
       _add(dk_ref, sums, 0, b, k, keys, tile.dot(ds, q, 1, 0))
       dq += tile.dot(ds, head.k[b, k, keys, :], 0, 0)
-    dq_ref[at] = dq.astype(dq_ref.dtype)
+    start, stop, runs = chunk
+    if not runs:
+      dq = jnp.zeros((stop - start, dq_ref.shape[-1]), dq_ref.dtype)
+    dq_ref[b, k, g, start:stop, :] = dq.astype(dq_ref.dtype)
 
-  def of_key_head(b, k):
-    last = head.program[2]
-    if sums:
-
-      @pl.when(last == 0)
-      def _():
-        for total in sums:
-          total[...] = jnp.zeros(total.shape, total.dtype)
-
-    def of_query_head(g):
-      for chunk in call.chunks:
-        of_chunk(b, k, g, chunk)
-
-    _each(call.block[2], call.plan.tiles.unroll, of_query_head)
-    if sums:
-
-      @pl.when(last == call.counts[2] - 1)
-      def _():
-        for out, total in zip((dk_ref, dv_ref), sums, strict=True):
-          out[b, k] = total[...].astype(out.dtype)
+  def several(heads):
+    units = [(*at, chunk) for at in heads for chunk in call.chunks]
+    _pipeline(units, weights, products)
 
   rows, kv_heads, groups = call.block
-  _each(
-    rows * kv_heads,
-    call.plan.tiles.unroll if groups == 1 else 1,
-    lambda i: of_key_head(i // kv_heads, i % kv_heads),
-  )
+  unroll = call.tiles.unroll
+
+  if not sums:  # a query head is alone with its key head, in one tile
+    _each(
+      rows * kv_heads,
+      unroll,
+      lambda many: several([(i // kv_heads, i % kv_heads, 0) for i in many]),
+    )
+    return
+
+  def of_key_head(i):
+    b, k, last = i // kv_heads, i % kv_heads, head.program[2]
+
+    @pl.when(last == 0)
+    def _():
+      for total in sums:
+        total[...] = jnp.zeros(total.shape, total.dtype)
+
+    _each(groups, unroll, lambda many: several([(b, k, g) for g in many]))
+
+    @pl.when(last == call.counts[2] - 1)
+    def _():
+      for out, total in zip((dk_ref, dv_ref), sums, strict=True):
+        out[b, k] = total[...].astype(out.dtype)
+
+  _each(rows * kv_heads, 1, lambda many: of_key_head(many[0]))
+
+
+def _rows(ref, b, k, g, chunk: Chunk):
+  """Loads a chunk's rows of q, or of the gradient of the output."""
+  return ref[b, k, g, slice(*chunk[:2]), :]
+
+
+def _pipeline(units, first, second) -> None:
+  """Computes first and second of every unit, first of the next one before.
+
+  The products of one unit then run beside the softmax of another: the compiler
+  keeps to the order of the program by and large.
+  """
+  found: Any = None
+  for n, unit in enumerate(units):
+    following = first(*unit)
+    if n:
+      second(*units[n - 1], *found)
+    found = following
+  second(*units[-1], *found)
 
 
 def _add(out, sums, which, b, k, keys, value):
@@ -444,24 +484,29 @@ def _add(out, sums, which, b, k, keys, value):
     out[b, k] = value.astype(out.dtype)
 
 
-def _each(count: int, unroll: int, body: Callable[[Any], None]) -> None:
-  """Calls body(i) for all i; a loop over groups of `unroll` laid out."""
+def _each(
+  count: int, unroll: int, body: Callable[[Sequence[Any]], None]
+) -> None:
+  """Calls body on all i < count; a loop over groups of `unroll` of them."""
   unroll = min(unroll, count)
   rounds = count // unroll
   if rounds > 1:
-
-    def several(r, _):
-      for j in range(unroll):
-        body(r * unroll + j)
-
-    jax.lax.fori_loop(0, rounds, several, None)
-  for i in range(0 if rounds == 1 else rounds * unroll, count):
-    body(i)
+    jax.lax.fori_loop(
+      0,
+      rounds,
+      lambda r, _: body([r * unroll + j for j in range(unroll)]),
+      None,
+    )
+  rest = range(0 if rounds == 1 else rounds * unroll, count)
+  if rest:
+    body(rest)
 
 
 def _forward(plan: Plan, args: Sequence[Any]) -> jax.Array:
-  call = _Call(plan, args, backward=False)
-  q, v = args[0], args[2]
+  q, k, v, bias, leaves, seeds = args
+  if bias is not None and plan.tiles.keys == 0:
+    bias = bias.swapaxes(3, 4)  # the keys come first, as in the tiles
+  call = _Call(plan, (q, k, v, bias, leaves, seeds), backward=False)
   out = jax.ShapeDtypeStruct((*q.shape[:4], v.shape[-1]), q.dtype)
   return call.run(
     _forward_kernel, "attention_whole", call.inputs, [], [out], []

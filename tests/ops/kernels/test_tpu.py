@@ -101,7 +101,7 @@ FAST = {
   ),
   "whole-causal": dict(
     name="causal_late",
-    tiles=Whole(1, 1, 2, 128),
+    tiles=Whole(1, 1, 2, 128, 2, 0),  # keys along the sublanes
     bias=(1, 2, 37, 45),
     softcap=2.0,
   ),
@@ -109,7 +109,10 @@ FAST = {
     name="segments", tiles=Whole(1, 1, 1, 128), rate=0.3, dtype="bfloat16"
   ),
   "whole-lengths": dict(
-    name="lengths", tiles=Whole(2, 1, 2, 128), bias=(2, 1, 1, 45), rate=0.2
+    name="lengths",
+    tiles=Whole(2, 1, 2, 128, 4, 0, Whole(1, 1, 2, 128)),
+    bias=(2, 1, 1, 45),
+    rate=0.2,
   ),
   # Of the whole grid: tokens are laid column by column, and dropped as before.
   "whole-column": dict(
@@ -222,6 +225,10 @@ def test_what_is_refused_is_said():
   assert "XLA" in tpu.refuses(shape, shape, shape, "bfloat16", named=False)
   long = (1, 4096, 2, 64)
   assert tpu.refuses(long, long, long, "bfloat16", named=False) is None
+  for batch, stays in ((4, True), (64, False)):  # 7 and 114 MiB of scores
+    vit = (batch, 197, 12, 64)
+    why = tpu.refuses(vit, vit, vit, "bfloat16", named=False)
+    assert ("stay in vector memory" in why) if stays else why is None
   assert "float16" in tpu.refuses(shape, shape, shape, "float16")
   wide = (1, 5, 2, 2000)
   assert "head_dim 2000" in tpu.refuses(wide, wide, shape, "float32")
