@@ -102,9 +102,9 @@ def test_unknown_registers_and_rectangular_patches_are_refused(recorded):
     recorded("dinov2_registers", config=more)
 
   def oblong(config):
-    config["patch_size"] = [7, 7]
+    config["patch_size"] = [7, 6]
 
-  with pytest.raises(errors.InputError, match=r"patch_size = \[7, 7\]"):
+  with pytest.raises(errors.InputError, match=r"patch_size = \[7, 6\]"):
     recorded("dinov2_registers", config=oblong)
 
 
