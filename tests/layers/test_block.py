@@ -14,12 +14,12 @@ CROSS = Spec(2, 16, head_dim=6, cross=True, order="post", layer_scale=0.5)
 
 
 @pytest.mark.parametrize("order", ["pre", "post"])
-def test_block_adds_its_branches_in_order(key, order):
+def test_block_adds_its_branches_in_order(key, order, draw):
   """With silent projections a block is its norms and biases."""
   spec = Spec(2, 16, order=order, norm="rms", layer_scale=0.5)
   x = jax.random.normal(key, (2, 3, WIDTH))
   block = Block(spec)
-  p = nn.unbox(jax.jit(block.init)(key, x))["params"]
+  p = nn.unbox(draw(block, x))["params"]
   p = jax.tree.map(jnp.zeros_like, p)
   p["attention"]["out"]["bias"] = jnp.arange(8.0)
   p["mlp"]["down"]["bias"] = jnp.ones(8)
@@ -36,10 +36,10 @@ def test_block_adds_its_branches_in_order(key, order):
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_a_norm_can_end_the_branch_of_attention_but_not_the_mlps(key):
+def test_a_norm_can_end_the_branch_of_attention_but_not_the_mlps(key, draw):
   x = jax.random.normal(key, (2, 3, WIDTH))
   block = Block(Spec(2, 16, norm_after="rms", norm_mlp="layer_no_scale"))
-  p = nn.unbox(jax.jit(block.init)(key, x))["params"]
+  p = nn.unbox(draw(block, x))["params"]
   assert {n for n in p if n.startswith("norm")} == {
     "norm1",
     "norm1_after",
