@@ -138,6 +138,7 @@ class CrossStack(nn.Module):
       length=self.depth,
       unroll=1 if self.scan else self.depth,
       metadata_params={nn.PARTITION_NAME: "layers"},
+      check_constancy_invariants=False,  # or it traces the body twice
     )(
       self.spec, dtype=self.dtype, name="blocks"
     )((text, regions), (text_mask, region_mask), deterministic)

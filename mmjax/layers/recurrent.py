@@ -256,5 +256,6 @@ class Recurrent(nn.Module):
       length=self.depth - 1,
       unroll=1 if self.scan else self.depth - 1,
       metadata_params={nn.PARTITION_NAME: "layers"},
+      check_constancy_invariants=False,  # or it traces the body twice
     )(**args, dropout=self.dropout, name="blocks")(x, keep, deterministic)
     return x, jnp.concatenate([last[None], lasts])

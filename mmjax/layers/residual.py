@@ -176,6 +176,7 @@ class Stage(nn.Module):
       # One more than there are: a loop of one turn would still be a loop.
       unroll=1 if self.scan else rest + 1,
       metadata_params={nn.PARTITION_NAME: "layers"},
+      check_constancy_invariants=False,  # or it traces the body twice
     )(self.width, self.inner, **self.block, name="rest")(x, train)
     return x
 

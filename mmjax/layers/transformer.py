@@ -161,6 +161,7 @@ class Stack(nn.Module):
         length=length,
         unroll=1 if self.scan else length,
         metadata_params={nn.PARTITION_NAME: "layers"},
+        check_constancy_invariants=False,  # or it traces the body twice
       )(
         *args, dtype=self.dtype, name="blocks"
       )(x, rates, cache, context, deterministic)

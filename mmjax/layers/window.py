@@ -235,6 +235,7 @@ class WindowStage(nn.Module):
       length=self.depth,
       unroll=1 if self.scan else self.depth,
       metadata_params={nn.PARTITION_NAME: "layers"},
+      check_constancy_invariants=False,  # or it traces the body twice
     )(
       size=min(self.size, side), **dict(self.block), name="blocks"
     )(x, shifted, rates, deterministic)

@@ -44,11 +44,11 @@ def test_width_and_heads_must_fit(key):
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_same_on_a_mesh_with_dropout_and_a_mask(key, kv_heads):
+def test_same_on_a_mesh_with_dropout_and_a_mask(key, kv_heads, draw):
   layer = Attention(4, kv_heads=kv_heads, dropout=0.3)
   x = jax.random.normal(key, (8, 5, 16))
   mask = masks.KeyPadding(jnp.arange(8) % 6) | masks.Prefix(1)
-  params = nn.unbox(jax.jit(layer.init)(key, x))
+  params = nn.unbox(draw(layer, x))
 
   def f(params, x, mask):
     y = layer.apply(params, x, None, mask, False, rngs={"dropout": key})
@@ -67,11 +67,11 @@ def test_same_on_a_mesh_with_dropout_and_a_mask(key, kv_heads):
   assert np.abs(still - want[1]).max() > 1e-3
 
 
-def test_same_where_devices_share_a_sequence(key):
+def test_same_where_devices_share_a_sequence(key, draw):
   layer = Attention(4, kv_heads=2, dropout=0.3)
   x = jax.random.normal(key, (4, 8, 16))
   mask = masks.KeyPadding(jnp.array([8, 3, 0, 5])) & masks.Causal()
-  params = nn.unbox(jax.jit(layer.init)(key, x))
+  params = nn.unbox(draw(layer, x))
 
   def f(params, x, mask):
     y = layer.apply(params, x, None, mask, False, rngs={"dropout": key})
@@ -90,14 +90,14 @@ def test_same_where_devices_share_a_sequence(key):
   )
 
 
-def test_a_cache_gives_what_the_whole_gives(key):
+def test_a_cache_gives_what_the_whole_gives(key, draw):
   """Token by token with a cache, padded on the left, as all at once."""
   layer = Attention(4, kv_heads=2, rotary=100.0, softcap=3.0, biases="qv")
   x = jax.random.normal(key, (2, 5, 16))
   positions = jnp.array([[0, 1, 2, 3, 4], [-1, -1, 0, 1, 2]])
   bias = jax.random.normal(key, (1, 4, 5, 5))
   mask = masks.Positions(positions, positions, left=2)
-  params = nn.unbox(jax.jit(layer.init)(key, x))
+  params = nn.unbox(draw(layer, x))
   assert "bias" not in params["params"]["key"]
   assert "bias" not in params["params"]["out"]
   apply = jax.jit(layer.apply)
@@ -125,12 +125,12 @@ def test_a_cache_gives_what_the_whole_gives(key):
   assert (np.asarray(want)[1, :2] == 0).all()
 
 
-def test_memory_is_kept_in_the_cache(key):
+def test_memory_is_kept_in_the_cache(key, draw):
   layer = Attention(4)
   x, memory = jax.random.normal(key, (2, 2, 3, 16))
   mask = masks.Keys(jnp.array([[0, 1, 1], [1, 1, 0]]))
   empty = KV(*jnp.zeros((2, 2, 3, 4, 4)))
-  params = nn.unbox(jax.jit(layer.init)(key, x, memory))
+  params = nn.unbox(draw(layer, x, memory))
   apply = jax.jit(layer.apply)
   want = apply(params, x, memory, mask)
   first, cache = apply(params, x, memory, mask, cache=empty)

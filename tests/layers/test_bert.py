@@ -18,10 +18,10 @@ def test_offset_positions_count_what_is_no_padding():
 
 
 @pytest.mark.parametrize("offset", [None, 1])
-def test_the_embedding_is_the_norm_of_three_rows(key, offset):
+def test_the_embedding_is_the_norm_of_three_rows(offset, draw):
   embed = bert.TextEmbed(9, 6, 8, types=3, offset=offset)
   types = jnp.array([[0, 1, 2, 0], [2, 2, 0, 1]])
-  variables = nn.unbox(jax.jit(embed.init)(key, TOKENS))
+  variables = nn.unbox(draw(embed, TOKENS))
   apply = jax.jit(embed.apply)
   x, words = apply(variables, TOKENS, types)
   p = {
@@ -64,11 +64,11 @@ def test_the_pooler_reads_the_first_token(key):
   np.testing.assert_array_equal(moved, y)
 
 
-def test_words_are_predicted_by_their_table(key):
+def test_words_are_predicted_by_their_table(key, draw):
   x = jax.random.normal(key, (2, 3, 4))
   words = jax.random.normal(jax.random.key(1), (7, 4))
   head = bert.MaskedWords(act="relu")
-  variables = nn.unbox(jax.jit(head.init)(key, x, words))
+  variables = nn.unbox(draw(head, x, words))
   p = variables["params"]
   p["bias"] = jnp.arange(7.0)
   got = jax.jit(head.apply)(variables, x, words)

@@ -14,12 +14,12 @@ CROSS = Spec(2, 16, head_dim=6, cross=True, order="post", layer_scale=0.5)
 
 
 @pytest.mark.parametrize("order", ["pre", "post"])
-def test_block_adds_its_branches_in_order(key, order):
+def test_block_adds_its_branches_in_order(key, order, draw):
   """With silent projections a block is its norms and biases."""
   spec = Spec(2, 16, order=order, norm="rms", layer_scale=0.5)
   x = jax.random.normal(key, (2, 3, WIDTH))
   block = Block(spec)
-  p = nn.unbox(jax.jit(block.init)(key, x))["params"]
+  p = nn.unbox(draw(block, x))["params"]
   p = jax.tree.map(jnp.zeros_like, p)
   p["attention"]["out"]["bias"] = jnp.arange(8.0)
   p["mlp"]["down"]["bias"] = jnp.ones(8)
@@ -37,7 +37,7 @@ def test_block_adds_its_branches_in_order(key, order):
 
 
 @pytest.mark.parametrize("after_mlp", [None, "rms"])
-def test_a_norm_can_end_each_branch(key, after_mlp):
+def test_a_norm_can_end_each_branch(key, draw, after_mlp):
   x = jax.random.normal(key, (2, 3, WIDTH))
   block = Block(
     Spec(
@@ -48,7 +48,7 @@ def test_a_norm_can_end_each_branch(key, after_mlp):
       norm_after_mlp=after_mlp,
     )
   )
-  p = nn.unbox(jax.jit(block.init)(key, x))["params"]
+  p = nn.unbox(draw(block, x))["params"]
   assert {n for n in p if n.startswith("norm")} == {
     "norm1",
     "norm1_after",

@@ -23,9 +23,9 @@ def normal(x):
   return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-12)
 
 
-def test_a_block_step_by_step(key, streams):
+def test_a_block_step_by_step(streams, draw):
   block = CrossBlock(SPEC)
-  variables = nn.unbox(jax.jit(block.init)(key, streams, (None, None)))
+  variables = nn.unbox(draw(block, streams, (None, None)))
   apply = jax.jit(block.apply)
   (text, regions), _ = apply(variables, streams, (None, None))
   p = variables["params"]
@@ -48,9 +48,9 @@ def test_a_block_step_by_step(key, streams):
     np.testing.assert_allclose(got, x, atol=1e-4)
 
 
-def test_a_stack_is_its_blocks_one_by_one(key, streams):
+def test_a_stack_is_its_blocks_one_by_one(streams, draw):
   stack = CrossStack(SPEC, 2)
-  variables = nn.unbox(jax.jit(stack.init)(key, *streams))
+  variables = nn.unbox(draw(stack, *streams))
   leaves = variables["params"]["blocks"]
   want, block = streams, jax.jit(CrossBlock(SPEC).apply)
   for i in range(2):

@@ -16,16 +16,18 @@ def x(key):
   return jax.random.normal(key, (2, 7, 6, 8))
 
 
-def drawn(layer, x):
-  """Returns variables that are all far from where they start."""
-  variables = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))
-  leaves, tree = jax.tree.flatten(variables)
-  keys = jax.random.split(jax.random.key(2), len(leaves))
-  leaves = [
-    a + 0.3 * jnp.abs(jax.random.normal(k, a.shape))
-    for a, k in zip(leaves, keys, strict=True)
-  ]
-  return jax.tree.unflatten(tree, leaves)
+@pytest.fixture
+def drawn(draw):
+  """Returns a function to variables that are all far from where they start."""
+  rng = np.random.default_rng(2)
+
+  def far(layer, x):
+    return jax.tree.map(
+      lambda a: a + np.abs(0.3 * rng.standard_normal(a.shape, np.float32)),
+      nn.unbox(draw(layer, x)),
+    )
+
+  return far
 
 
 def conved(variables, name, x, stride=1, **keywords):
@@ -42,7 +44,7 @@ def normed(variables, name, x):
 
 
 @pytest.mark.parametrize("stride_in, at", [("first", 0), ("second", 1)])
-def test_bottleneck_with_a_stride(x, stride_in, at):
+def test_bottleneck_with_a_stride(x, stride_in, at, drawn):
   block = residual.Block(12, 5, 2, True, stride_in, inner_act="quick_gelu")
   v = drawn(block, x)
   strides = [1, 1, 1]
@@ -57,7 +59,7 @@ def test_bottleneck_with_a_stride(x, stride_in, at):
   np.testing.assert_allclose(jax.jit(block.apply)(v, x)[0], want, atol=1e-4)
 
 
-def test_bottleneck_that_averages(x):
+def test_bottleneck_that_averages(x, drawn):
   block = residual.Block(12, 5, 2, True, "average")
   v = drawn(block, x)
   squares = x[:, :6].reshape(2, 3, 2, 3, 2, 8).mean((2, 4))
@@ -70,7 +72,7 @@ def test_bottleneck_that_averages(x):
   np.testing.assert_allclose(jax.jit(block.apply)(v, x)[0], want, atol=1e-4)
 
 
-def test_basic_block(x):
+def test_basic_block(x, drawn):
   block = residual.Block(8)
   v = drawn(block, x)
   y = jax.nn.relu(normed(v, "norm1", conved(v, "conv1", x)))
@@ -82,7 +84,7 @@ def test_basic_block(x):
 
 
 @pytest.mark.parametrize("project", [False, True])
-def test_norms_first_with_groups(x, project):
+def test_norms_first_with_groups(x, project, drawn):
   width = 12 if project else 8
   block = residual.Block(
     width, 4, 1, project, norms_first=True, groups=2, standardise=1e-2
@@ -104,7 +106,7 @@ def test_norms_first_with_groups(x, project):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_a_stage_is_its_blocks_in_turn(x, scan):
+def test_a_stage_is_its_blocks_in_turn(x, scan, drawn):
   stage = residual.Stage(3, 12, 5, stride=2, scan=scan)
   v = drawn(stage, x)
   names = v["params"]["rest"]
@@ -121,7 +123,7 @@ def test_a_stage_is_its_blocks_in_turn(x, scan):
   )
 
 
-def test_training_moves_the_statistics_of_every_block(x):
+def test_training_moves_the_statistics_of_every_block(x, drawn):
   stage = residual.Stage(3, 8)
   v = drawn(stage, x)
   train = functools.partial(stage.apply, train=True, mutable=["batch_stats"])

@@ -123,10 +123,10 @@ def test_remat_keeps_less(key, x):
   assert sizes["full"] < sizes["dots"] < sizes["none"], sizes
 
 
-def test_stochastic_depth_drops_whole_branches(key):
+def test_stochastic_depth_drops_whole_branches(key, draw):
   block = Block(SPEC)
   x = jax.random.normal(key, (64, 3, 8))
-  variables = nn.unbox(jax.jit(block.init)(key, x))
+  variables = nn.unbox(draw(block, x))
   # Only the last bias of the mlp speaks: a branch is 1 or nothing.
   variables = jax.tree.map(jnp.zeros_like, variables)
   mlp = variables["params"]["mlp"]["down"]
@@ -144,9 +144,9 @@ def test_stochastic_depth_drops_whole_branches(key):
   np.testing.assert_allclose(apply(jnp.float32(0.0)) - x, 1.0, atol=1e-5)
 
 
-def test_masked_tokens_are_not_read(key, x):
+def test_masked_tokens_are_not_read(draw, x):
   stack = Stack(**KW)
-  variables = nn.unbox(jax.jit(stack.init)(key, x))
+  variables = nn.unbox(draw(stack, x))
   mask = masks.KeyPadding(jnp.array([3, 3]))
   apply = jax.jit(lambda x: stack.apply(variables, x, mask))
   moved = x.at[:, 3:].add(1.0)

@@ -36,10 +36,11 @@ def test_published_parameter_counts():
   assert params["encoder"]["posemb"]["grid"].shape == (64, 8, 768)
 
 
-def test_patches_overlap_as_in_a_convolution(key):
+def test_patches_overlap_as_in_a_convolution(key, draw):
   model = audio_transformer.build(**TINY)
   audio = jax.random.normal(key, (1, 23, 16))
-  (_, out), variables = jax.jit(model.init_with_output)(key, audio)
+  variables = draw(model, audio)
+  _, out = jax.jit(model.apply)(variables, audio)
   assert out["tokens"].shape == (1, 2 + 2 * 4, 32)
   f = jax.jit(lambda x: model.apply(variables, x)[0])
   # Frame 22 is in the last patch of time (15 to 22); mels 13 on are in none.
@@ -48,28 +49,29 @@ def test_patches_overlap_as_in_a_convolution(key):
     assert (moved > 1e-4) == seen, (a, b)
 
 
-def test_the_order_of_time_and_mels(key):
+def test_the_order_of_time_and_mels(key, draw):
   audio = jax.random.normal(key, (2, 24, 16))
   first = audio_transformer.build(**TINY, time_first=True)
-  variables = jax.jit(first.init)(key, audio)
+  variables = draw(first, audio)
   other = audio_transformer.build(**TINY)
   a, _ = jax.jit(first.apply)(variables, audio)
   b, _ = jax.jit(other.apply)(variables, audio.swapaxes(1, 2))
   np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_pair_is_the_mean_of_both_tokens(key):
+def test_pair_is_the_mean_of_both_tokens(key, draw):
   model = audio_transformer.build(**TINY)
   audio = jax.random.normal(key, (2, 23, 16))
-  (x, out), _ = jax.jit(model.init_with_output)(key, audio)
+  variables = draw(model, audio)
+  x, out = jax.jit(model.apply)(variables, audio)
   np.testing.assert_allclose(x, out["tokens"][:, :2].mean(1), atol=1e-6)
 
 
-def test_the_head_norm_takes_away_the_scale(key):
+def test_the_head_norm_takes_away_the_scale(key, draw):
   audio = jax.random.normal(key, (2, 23, 16))
   for norm in (True, False):
     model = audio_transformer.build(**dict(TINY, num_classes=5), head_norm=norm)
-    variables = nn.unbox(jax.jit(model.init)(key, audio))
+    variables = nn.unbox(draw(model, audio))
     params = variables["params"]
     assert ("head_norm" in params) == norm
     params["head"]["kernel"] = jax.random.normal(key, (32, 5))
@@ -81,11 +83,11 @@ def test_the_head_norm_takes_away_the_scale(key):
     np.testing.assert_allclose(f(variables), before * factor, atol=1e-3)
 
 
-def test_other_lengths_by_interpolation_only(key):
+def test_other_lengths_by_interpolation_only(key, draw):
   audio = jax.random.normal(key, (1, 23, 16))
   longer = jnp.concatenate([audio, audio], axis=1)
   model = audio_transformer.build(**TINY)
-  variables = nn.unbox(jax.jit(model.init)(key, audio))
+  variables = nn.unbox(draw(model, audio))
   with pytest.raises(errors.InputError, match=r"\(2, 4\).*\(2, 8\)"):
     model.apply(variables, longer)
   model = audio_transformer.build(**TINY, interpolate="bilinear_corners")

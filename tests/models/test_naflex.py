@@ -19,29 +19,20 @@ def make(**changes):
   return build.build("models", name="naflex", **keywords)
 
 
-def drawn(module, image):
-  """Returns variables far from their start."""
-  params = nn.unbox(jax.jit(module.init)(jax.random.key(0), image))
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(3), len(leaves))
-  return jax.tree.unflatten(
-    tree,
-    [
-      x + 0.3 * jax.random.normal(k, x.shape)
-      for x, k in zip(leaves, keys, strict=True)
-    ],
-  )
-
-
 @functools.cache
 def applied():
   return jax.jit(make().apply)
 
 
 @pytest.fixture(scope="module")
-def square():
-  image = jax.random.normal(jax.random.key(1), (2, 12, 12, 3))
-  return image, drawn(make(), image)
+def square(draw):
+  """Returns images, and variables far from their start."""
+  rng = np.random.default_rng(1)
+  image = rng.standard_normal((2, 12, 12, 3), np.float32)
+  params = nn.unbox(draw(make(), image))
+  return image, jax.tree.map(
+    lambda x: x + 0.3 * rng.standard_normal(x.shape, np.float32), params
+  )
 
 
 def test_a_square_image_is_read_as_by_a_vit(square):

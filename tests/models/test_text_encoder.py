@@ -12,19 +12,22 @@ from mmjax.models import text_encoder
 TOKENS = jnp.array([[5, 6, 7, 0, 0, 0], [8, 0, 9, 63, 2, 1]])
 
 
-@functools.cache
-def drawn(**kw):
-  """Returns variables of the tiny model; only the pool has its own."""
-  model = text_encoder.build(**{**text_encoder.TINY, **kw})
-  return nn.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS))
+@pytest.fixture(scope="module")
+def run(draw):
+  """Takes a pool and keywords; returns a function from tokens to embeddings."""
 
+  @functools.cache
+  def drawn(pool):  # only the pool has parameters of its own
+    model = text_encoder.build(**{**text_encoder.TINY, "pool": pool})
+    return nn.unbox(draw(model, TOKENS))
 
-@functools.cache
-def run(pool, **kw):
-  """Returns a function from tokens to embeddings."""
-  model = text_encoder.build(**{**text_encoder.TINY, "pool": pool, **kw})
-  apply, variables = jax.jit(model.apply), drawn(pool=pool)
-  return lambda tokens: np.asarray(apply(variables, tokens))
+  @functools.cache
+  def made(pool, **kw):
+    model = text_encoder.build(**{**text_encoder.TINY, "pool": pool, **kw})
+    apply, variables = jax.jit(model.apply), drawn(pool)
+    return lambda tokens: np.asarray(apply(variables, tokens))
+
+  return made
 
 
 def test_count_of_clip_b_32():
@@ -44,7 +47,7 @@ def test_lengths_end_at_the_last_token():
 
 
 @pytest.mark.parametrize("pool", text_encoder.POOLS)
-def test_padding_is_not_read(pool):
+def test_padding_is_not_read(run, pool):
   embed = run(pool)
   y = embed(TOKENS)
   assert y.shape == (2, 32)
@@ -56,7 +59,7 @@ def test_padding_is_not_read(pool):
   assert np.abs(seen(TOKENS[:1, :4])[0] - seen(TOKENS)[0]).max() > 1e-4
 
 
-def test_causal_reads_only_what_came_before():
+def test_causal_reads_only_what_came_before(run):
   moved = TOKENS.at[1, 4].set(33)
   for causal in (False, True):
     # Read at id 63, the greatest, place 3: before the change.
@@ -65,20 +68,20 @@ def test_causal_reads_only_what_came_before():
     assert same == causal
 
 
-def test_eot_at_its_first_place():
+def test_eot_at_its_first_place(run):
   embed = run("eot", causal=True, eot_id=9)
   moved = TOKENS.at[1, 3].set(9)  # a second one, later
   np.testing.assert_allclose(embed(TOKENS)[1], embed(moved)[1], atol=1e-6)
 
 
-def test_last_is_the_very_last_without_mask_pad():
+def test_last_is_the_very_last_without_mask_pad(run):
   embed = run("last", mask_pad=False, causal=True)
   moved = TOKENS.at[0, 5].set(9)
   assert np.abs(embed(TOKENS)[0] - embed(moved)[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("pool", ["last", "map"])
-def test_epsilon_reaches_every_norm(pool):
+def test_epsilon_reaches_every_norm(run, pool):
   embeddings = [run(pool, epsilon=e)(TOKENS) for e in (1e-6, 1e9)]
   # So large a one leaves nothing but biases, which are 0 at the start, and in
   # the pooling head a norm more.
