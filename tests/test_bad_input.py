@@ -22,6 +22,11 @@ from mmjax.data.sources import emoji
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOKE = f"{ROOT}/experiments/emoji/siglip.py:smoke"
+# A model that compiles in half the time; what is told does not depend on it.
+SMALL = (
+  "--config.task.model.text.depth=0",
+  "--config.task.model.image.depths=(1,)",
+)
 
 
 def train(capsys, workdir, *words, config=SMOKE):
@@ -67,7 +72,7 @@ def test_missing_config_file(capsys, tmp_path):
 
 
 def test_workdir_of_another_config(capsys, tmp_path, one_device):
-  short = ("--config.steps=1", "--config.evals={}")
+  short = (*SMALL, "--config.steps=1", "--config.evals={}")
   assert train(capsys, tmp_path, *short)[0] == 0
   before = (tmp_path / "metrics.jsonl").read_bytes()
   other = "--config.task.model.text.width=16"
@@ -131,6 +136,7 @@ def _plant(monkeypatch, draws):
 
 # 14 batches of 16: judged after 13 of them, 208 draws.
 LONG = (
+  *SMALL,
   "--config.steps=14",
   "--config.checkpoint.every=14",
   "--config.evals={}",
@@ -169,13 +175,13 @@ def test_corrupt_images_of_the_evaluation(
 
   damaged.__signature__ = inspect.signature(build)
   monkeypatch.setattr(emoji, "build", damaged)
-  assert train(capsys, tmp_path / "one")[0] == 0
+  assert train(capsys, tmp_path / "one", *SMALL)[0] == 0
   found = json.loads((tmp_path / "one" / "results.json").read_text())
   counts = {k: v for k, v in found.items() if "corrupt" in k}
   names = ("concepts", "groups", "pixel_neighbour")
   assert counts == {f"{name}/corrupt_records": 1.0 for name in names}
   broken += range(10, 30)
-  code, told = train(capsys, tmp_path / "many")
+  code, told = train(capsys, tmp_path / "many", *SMALL)
   assert code == 3 and "are corrupt" in told and "numbers 5, 10, 11" in told
 
 
@@ -186,7 +192,7 @@ def test_a_full_disk_at_save(capsys, tmp_path, monkeypatch, one_device):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
 
   monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
-  code, told = train(capsys, tmp_path)
+  code, told = train(capsys, tmp_path, *SMALL)
   assert code == 5 and "no space left" in told and str(tmp_path) in told
 
 

@@ -11,9 +11,14 @@ import sys
 import jax
 import pytest
 
+from mmjax.cli import config as configs
 from mmjax.cli import main as cli
 
 SMOKE = "experiments/emoji/siglip.py:smoke"
+SMALL = (  # compiles in half the time
+  "--config.task.model.text.depth=0",
+  "--config.task.model.image.depths=(1,)",
+)
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = pathlib.Path(__file__).parent / "train" / "tiny_run.py"
 spec = importlib.util.spec_from_file_location("tiny_run", TINY)
@@ -94,7 +99,10 @@ def test_stop_together_and_go_on_in_one_process(one_process, tmp_path):
 def test_the_command_on_two_processes(tmp_path, monkeypatch, capsys):
   """Real data, dealt out: the curve and the retrieval metrics of one."""
   one, two, found = tmp_path / "one", tmp_path / "two", tmp_path / "found.json"
-  argv = ["train", "--config", SMOKE, "--workdir"]
+  concepts = configs.load(f"{ROOT}/{SMOKE}").evals.concepts.to_dict()
+  words = ["--config", SMOKE, f"--config.evals={dict(concepts=concepts)}"]
+  words += SMALL
+  argv = ["train", *words, "--workdir"]
   codes, said = two_processes(tmp_path, "-m", "mmjax", *argv, two)
   assert codes == [0, 0], said
   rows = tiny.rows(two)
@@ -109,10 +117,8 @@ def test_the_command_on_two_processes(tmp_path, monkeypatch, capsys):
   close([r for r in rows if r["kind"] == "train"], tiny.rows(one))
 
   # What two have saved, one restores and finds the same numbers, exactly.
-  argv = ["evaluate", "--config", SMOKE, "--workdir", str(two)]
+  argv = ["evaluate", *words, "--workdir", str(two)]
   assert cli.main([*argv, "--json", str(found)]) == 0
 
-  def concepts(named):
-    return {k: v for k, v in named.items() if k.startswith("concepts/")}
-
-  assert concepts(json.loads(found.read_text())) == concepts(metrics)
+  metrics = {k: v for k, v in metrics.items() if k.startswith("concepts/")}
+  assert json.loads(found.read_text()) == metrics

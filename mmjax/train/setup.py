@@ -160,6 +160,8 @@ def assemble(
     config, tokenizers, input: passed on to the Run.
   """
 
+  # Jitted, so that it is traced once for the shapes and for the program.
+  @jax.jit
   def variables(key):
     zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch.items()}
     made: Any = task.init(key, zeros)
