@@ -23,10 +23,10 @@ MASK = jnp.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0]])
 
 
 @pytest.fixture(params=KINDS)
-def given(request, key):
+def given(request, key, draw):
   model = MAKE(**KINDS[request.param])
   tokens = jax.random.randint(key, MASK.shape, 0, VOCAB)
-  variables = nn.unbox(jax.jit(model.init)(key, tokens))
+  variables = nn.unbox(draw(model, tokens))
   return model, variables, tokens
 
 
@@ -53,11 +53,11 @@ def test_padding_is_not_there_and_a_cache_changes_nothing(given):
     np.testing.assert_allclose(x[rows], whole[rows, slot], atol=1e-5)
 
 
-def test_greedy_ids_are_those_of_the_whole_computed_anew(key):
+def test_greedy_ids_are_those_of_the_whole_computed_anew(key, draw):
   model = MAKE(**KINDS["relative"], pattern="gb", window=3)
   prompt = jax.random.randint(key, (3, 4), 0, VOCAB)
   mask = MASK[:, :4]
-  variables = nn.unbox(jax.jit(model.init)(key, prompt))
+  variables = nn.unbox(draw(model, prompt))
   got = generate(model, variables, prompt, dict(mask=mask), length=9)
   ids = np.zeros((3, 9), int)
   ids[:, :4] = prompt
@@ -86,11 +86,11 @@ def test_greedy_ids_are_those_of_the_whole_computed_anew(key):
   np.testing.assert_array_equal(got[:, 4:], want)
 
 
-def test_positions_may_be_given(key):
+def test_positions_may_be_given(key, draw):
   tokens = jax.random.randint(key, (2, 5), 0, VOCAB)
   for kind in ("learn", "rotary"):
     model = MAKE(**KINDS[kind])
-    variables = nn.unbox(jax.jit(model.init)(key, tokens))
+    variables = nn.unbox(draw(model, tokens))
     shifted = jnp.broadcast_to(jnp.arange(1, 6)[None], (2, 5))
     apply = jax.jit(model.apply)
     plain = apply(variables, tokens)
@@ -103,10 +103,10 @@ def test_positions_may_be_given(key):
     np.testing.assert_array_equal(state.positions[0], np.arange(1, 8))
 
 
-def test_a_band_ends_where_its_window_ends(key):
+def test_a_band_ends_where_its_window_ends(key, draw):
   model = MAKE(pattern="b", window=3, depth=1)
   tokens = jax.random.randint(key, (1, 6), 0, VOCAB)
-  variables = nn.unbox(jax.jit(model.init)(key, tokens))
+  variables = nn.unbox(draw(model, tokens))
   moved = tokens.at[:, 0].set((tokens[:, 0] + 1) % VOCAB)
   apply = jax.jit(model.apply)
   change = apply(variables, tokens) - apply(variables, moved)
@@ -116,10 +116,10 @@ def test_a_band_ends_where_its_window_ends(key):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_rows_past_the_vocabulary_are_never_likely(key, tied):
+def test_rows_past_the_vocabulary_are_never_likely(tied, draw):
   tokens = jnp.array([[3, 29, 5]])
   padded = MAKE(pad_vocab=16, tied=tied, dtype=jnp.bfloat16)
-  boxed = jax.jit(padded.init)(key, tokens)
+  boxed = draw(padded, tokens)
   assert boxed["params"]["embedding"]["table"].names == ("vocab", "embed")
   variables = nn.unbox(boxed)
   assert variables["params"]["embedding"]["table"].shape == (32, 16)
@@ -151,10 +151,10 @@ def test_ends_of_branches_start_smaller(key):
 @pytest.mark.parametrize(
   "rate", ["embed_dropout", "attention_dropout", "dropout"]
 )
-def test_each_dropout_acts_in_training_only(key, rate):
+def test_each_dropout_acts_in_training_only(key, rate, draw):
   model = MAKE(**{rate: 0.5})
   tokens = jnp.array([[1, 2, 3]])
-  variables = nn.unbox(jax.jit(model.init)(key, tokens))
+  variables = nn.unbox(draw(model, tokens))
   apply = jax.jit(model.apply, static_argnames="train")
   still = apply(variables, tokens)
   drawn = apply(variables, tokens, train=True, rngs={"dropout": key})
@@ -163,10 +163,10 @@ def test_each_dropout_acts_in_training_only(key, rate):
   np.testing.assert_array_equal(still, plain(variables, tokens))
 
 
-def test_more_slots_than_positions_are_refused(key):
+def test_more_slots_than_positions_are_refused(draw):
   model = MAKE()
   tokens = jnp.zeros((1, 4), jnp.int32)
-  variables = nn.unbox(jax.jit(model.init)(key, tokens))
+  variables = nn.unbox(draw(model, tokens))
   for slots in (3, 13):
     with pytest.raises(errors.InputError, match=rf"slots = {slots}.* 12"):
       model.apply(variables, tokens, slots=slots, method="start")

@@ -77,53 +77,55 @@ def test_pools_stems_and_oblong_images(key, pool, stem):
   assert out["pre_logits"].shape == (2, *tokens, width)
 
 
-def test_learned_positions_are_for_one_grid_sincos_for_any(key):
+def test_learned_positions_are_for_one_grid_sincos_for_any(draw):
   image = jnp.zeros((1, 8, 16, 3))
   model = vit.build("mu/4")
-  variables = nn.unbox(jax.jit(model.init)(key, image))
+  variables = nn.unbox(draw(model, image))
   turned = image.swapaxes(1, 2)
   with pytest.raises(errors.InputError, match=r"\(2, 4\).*\(4, 2\)"):
     jax.eval_shape(model.apply, variables, turned)
   model = vit.build("mu/4", posemb="sincos2d")
-  variables = nn.unbox(jax.jit(model.init)(key, image))
+  variables = nn.unbox(draw(model, image))
   y, _ = jax.jit(model.apply)(variables, turned)
   assert np.isfinite(y).all()
 
 
-def test_uint8_is_brought_to_minus_one_to_one(key):
+def test_uint8_is_brought_to_minus_one_to_one(key, draw):
   image = jax.random.randint(key, (2, 8, 8, 3), 0, 256).astype(jnp.uint8)
   model = vit.build("mu/4", pool="map")
   floats = image.astype(jnp.float32) / 127.5 - 1
-  variables = nn.unbox(jax.jit(model.init)(key, floats))
+  variables = nn.unbox(draw(model, floats))
   apply = jax.jit(lambda x: model.apply(variables, x)[0])
   np.testing.assert_allclose(apply(image), apply(floats), atol=1e-5)
   with pytest.raises(errors.InputError, match="image is int32"):
     model.apply(variables, image.astype(jnp.int32))
 
 
-def test_class_token_reads_the_image(key):
+def test_class_token_reads_the_image(key, draw):
   model = vit.build("mu/4", pool="tok")
   image = jax.random.normal(key, (2, 8, 8, 3))
-  (y, _), _ = jax.jit(model.init_with_output)(key, image)
+  variables = draw(model, image)
+  y, _ = jax.jit(model.apply)(variables, image)
   assert np.abs(y[0] - y[1]).max() > 1e-3
 
 
-def test_crop_reads_whole_patches_only(key):
+def test_crop_reads_whole_patches_only(key, draw):
   image = jax.random.normal(key, (2, 11, 9, 3))
   with pytest.raises(errors.InputError, match="patch = 4 does not divide"):
     vit.build("mu/4").init(key, image)
   model = vit.build("mu/4", crop=True)
-  (y, _), variables = jax.jit(model.init_with_output)(key, image)
+  variables = draw(model, image)
+  y, _ = jax.jit(model.apply)(variables, image)
   apply = jax.jit(vit.build("mu/4").apply)
   whole, _ = apply(nn.unbox(variables), image[:, :8, :8])
   np.testing.assert_allclose(y, whole, atol=1e-5)
 
 
-def test_clips_norm_before_the_blocks_and_no_patch_bias(key):
+def test_clips_norm_before_the_blocks_and_no_patch_bias(key, draw):
   plain = shapes(vit.build("mu/4"), 8, 8, 3)["params"]
   model = vit.build("mu/4", pre_norm=True, patch_bias=False)
   image = jax.random.normal(key, (2, 8, 8, 3))
-  params = nn.unbox(jax.jit(model.init)(key, image))["params"]
+  params = nn.unbox(draw(model, image))["params"]
   assert params.keys() - plain.keys() == {"pre_norm"}
   assert params["embedding"].keys() == {"kernel"}
   assert plain["embedding"].keys() == {"kernel", "bias"}
@@ -147,11 +149,12 @@ def test_deits_two_tokens_have_a_head_each(key):
   np.testing.assert_allclose(out["logits_distilled"][0], [2.0, 4.0, 8.0])
 
 
-def test_registers_are_seen_but_not_pooled(key):
+def test_registers_are_seen_but_not_pooled(key, draw):
   options = dict(pool="tok_gap", registers=3, layer_scale=0.1)
   model = vit.build("mu/4", **options)
   image = jax.random.normal(key, (2, 8, 12, 3))
-  (y, out), variables = jax.jit(model.init_with_output)(key, image)
+  variables = draw(model, image)
+  y, out = jax.jit(model.apply)(variables, image)
   tokens = out["tokens"]
   assert tokens.shape == (2, 1 + 3 + 6, 32)
   np.testing.assert_allclose(y[:, :32], tokens[:, 0], atol=1e-6)
@@ -163,22 +166,23 @@ def test_registers_are_seen_but_not_pooled(key):
   assert np.abs(other - y).max() > 1e-4
 
 
-def test_tokens_without_positions_and_a_norm_after_the_pool(key):
+def test_tokens_without_positions_and_a_norm_after_the_pool(key, draw):
   model = vit.build(
     "mu/4", class_token=True, token_posemb=False, norm_pooled=True
   )
   image = jax.random.normal(key, (2, 8, 8, 3))
-  (y, out), variables = jax.jit(model.init_with_output)(key, image)
+  variables = draw(model, image)
+  y, out = jax.jit(model.apply)(variables, image)
   assert variables["params"]["posemb"].keys() == {"grid"}
   mean = out["tokens"][:, 1:].mean(1)
   want = (mean - mean.mean(-1, keepdims=True)) / mean.std(-1, keepdims=True)
   np.testing.assert_allclose(y, want, atol=1e-3)
 
 
-def test_learned_positions_are_stretched_on_demand(key):
+def test_learned_positions_are_stretched_on_demand(key, draw):
   image = jax.random.normal(key, (1, 8, 16, 3))
   model = vit.build("mu/4", interpolate="bicubic", pool="tok")
-  variables = nn.unbox(jax.jit(model.init)(key, image))
+  variables = nn.unbox(draw(model, image))
   plain = vit.build("mu/4", pool="tok")
   a, b = (jax.jit(m.apply)(variables, image)[0] for m in (model, plain))
   np.testing.assert_array_equal(a, b)
@@ -192,10 +196,10 @@ def test_learned_positions_are_stretched_on_demand(key):
   assert np.abs(found[0] - found[1]).max() > 1e-5
 
 
-def test_patches_are_dropped_in_training_only(key):
+def test_patches_are_dropped_in_training_only(key, draw):
   image = jax.random.normal(key, (2, 16, 16, 3))
   model = vit.build("mu/4", pool="tok", patch_drop=0.6)
-  variables = nn.unbox(jax.jit(model.init)(key, image))
+  variables = nn.unbox(draw(model, image))
   apply = jax.jit(model.apply, static_argnames="train")
   rngs = {"dropout": key}
   _, out = apply(variables, image, train=True, rngs=rngs)
