@@ -96,6 +96,7 @@ def test_stop_together_and_go_on_in_one_process(one_process, tmp_path):
   close(tiny.rows(folder), one_process)
 
 
+@pytest.mark.slow
 def test_the_command_on_two_processes(tmp_path, monkeypatch, capsys):
   """Real data, dealt out: the curve and the retrieval metrics of one."""
   one, two, found = tmp_path / "one", tmp_path / "two", tmp_path / "found.json"

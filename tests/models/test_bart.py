@@ -34,6 +34,7 @@ def tiny():
   return model, variables, jax.jit(model.apply)
 
 
+@pytest.mark.slow
 def test_padding_and_what_comes_later_are_not_read(tiny):
   _, variables, apply = tiny
   logits = apply(variables, TOKENS, TARGET, MASK)
@@ -46,6 +47,7 @@ def test_padding_and_what_comes_later_are_not_read(tiny):
   assert np.abs(later - logits)[:, 3:].max() > 1e-2
 
 
+@pytest.mark.slow
 def test_decodes_as_its_call_does(tiny):
   model, variables, apply = tiny
   ids = generate(

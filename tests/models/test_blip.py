@@ -43,6 +43,7 @@ def tiny():
   return model, params, inputs, jax.jit(model.apply)
 
 
+@pytest.mark.slow
 def test_an_answer_is_causal_and_words_do_not_see_padding(tiny):
   _, params, inputs, apply = tiny
   want, _ = apply(params, **inputs)
@@ -59,6 +60,7 @@ def test_an_answer_is_causal_and_words_do_not_see_padding(tiny):
   assert moved[1, :3].max() < 1e-5 and moved[1, 3:].min() > 1e-3
 
 
+@pytest.mark.slow
 def test_steps_are_the_whole(tiny):
   model, params, inputs, apply = tiny
   # No mask is one of ones, which the other test's program takes.

@@ -55,6 +55,7 @@ def test_a_causal_row_reads_what_is_before_and_a_parallel_one_nothing(tiny):
   assert np.abs(want[1, 0] - want[1, 1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_steps_are_the_whole(tiny):
   model, params, apply, image, tokens = tiny
   want, _ = apply(params, image, tokens)

@@ -33,6 +33,7 @@ def test_published_parameter_counts(fused, count):
   assert tree.count(nn.unbox(found)["params"]) == count
 
 
+@pytest.mark.slow
 def test_each_side_alone_and_the_padding_is_not_seen(key):
   model = clap.build(**clap.TINY)
   audio = jax.random.normal(key, (2, 50, 4))

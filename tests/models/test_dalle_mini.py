@@ -37,6 +37,7 @@ def tiny():
   return model, variables, jax.jit(model.apply)
 
 
+@pytest.mark.slow
 def test_decodes_as_its_call_does_with_and_without_guidance(tiny):
   model, variables, apply = tiny
   prompt = jnp.full((2, 1), START)

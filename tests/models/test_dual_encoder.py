@@ -109,6 +109,7 @@ def test_errors_name_the_field(change, words):
     dual_encoder.build(**{**dual_encoder.TINY, **change})
 
 
+@pytest.mark.slow
 def test_patches_of_any_aspect_are_embedded_with_their_shapes():
   model = dual_encoder.build(
     **{

@@ -108,6 +108,7 @@ def test_gumbel_softmax_draws_the_softmax(key):
   np.testing.assert_allclose(dvae.gumbel_softmax(logits)[0], p, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ids_and_one_hot_vectors_decode_alike(image, variables):
   ids = run("codes")(variables, image)
   assert ids.shape == (2, 2, 3) and ids.dtype == jnp.int32

@@ -90,6 +90,7 @@ def test_training_moves_statistics_evaluation_does_not(key):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_as_the_image_tower_of_a_dual_encoder(key):
   model = build.build(
     "models",

@@ -44,6 +44,7 @@ def tiny():
   return model, nn.unbox(variables), jax.jit(model.apply)
 
 
+@pytest.mark.slow
 def test_padding_and_what_comes_later_are_not_read(tiny):
   _, variables, apply = tiny
   logits = apply(variables, TOKENS, TARGET, MASK)

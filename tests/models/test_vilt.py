@@ -49,6 +49,7 @@ def test_stretch_is_linear_and_the_ends_meet():
   np.testing.assert_allclose(got[3, :5], table, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_padded_image_is_the_image(encode):
   pixel_mask = jnp.zeros((2, 16, 12), jnp.int32).at[:, :8, :4].set(1)
   small = encode.image[:, :8, :4]

@@ -95,6 +95,7 @@ def test_gumbel_f8_has_the_count_of_tamings_modules():
     tiny(quantiser="soft")
 
 
+@pytest.mark.slow
 def test_gumbel_draws_codes_in_training_only(image):
   model = tiny(quantiser="gumbel")
   variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), image))

@@ -86,6 +86,7 @@ def test_the_checkpoint_says_how_to_transcribe(tiny):
   np.testing.assert_array_equal(one[0], want[0])
 
 
+@pytest.mark.slow
 def test_the_language_is_heard(tiny):
   model, variables, found = tiny
   model = model.clone(prompt=(50, -1), languages=(7, 11, 30))

@@ -128,6 +128,7 @@ def test_what_is_only_assumed_is_warned_of(recorded, caplog):
   assert "quick_gelu" in record.getMessage()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name",
   ["open_clip_vit", pytest.param("open_clip_rn", marks=pytest.mark.slow)],
