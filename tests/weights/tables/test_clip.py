@@ -158,7 +158,7 @@ def test_an_unknown_activation_is_named(declared, part):
     declared(config)
   message = str(e.value)
   assert f"{part}.hidden_act = 'mish'" in message
-  assert "gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu" in message
+  assert "gelu_pytorch_tanh, quick_gelu, relu, silu, swish" in message
 
 
 def test_a_config_of_other_weights_is_refused(recorded):

@@ -200,7 +200,6 @@ def test_what_contradicts_is_named():
   for change, names, told in (
     ({**config, "tie_word_embeddings": False}, tensors, "tie_word_embeddings"),
     ({**config, "activation_function": "mish"}, tensors, "mish"),
-    ({k: v for k, v in config.items() if k != "d_model"}, tensors, "d_model"),
     (
       {k: v for k, v in DIMS.items() if k != "n_text_head"},
       openai(tensors),
