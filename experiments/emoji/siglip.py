@@ -161,10 +161,10 @@ def _smoke(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.optimizer.schedule.warmup = 1
   c.evals.concepts.every = 2
   image, text = c.task.model.image, c.task.model.text
-  text.update(width=32, depth=2, heads=2, mlp=64)
+  text.update(width=32, depth=1, heads=2, mlp=64)
   if image.name == "vit":
-    image.update(width=32, depth=2, heads=2, mlp=64)
+    image.update(width=32, depth=1, heads=2, mlp=64)
   else:
-    image.update(depths=(1, 1), stem=16)
+    image.update(depths=(1,), stem=16)
   c.task.model.embed_dim = 32
   return c

@@ -69,7 +69,9 @@ def test_a_norm_can_end_each_branch(key, draw, after_mlp):
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-@pytest.mark.parametrize("depth, cycle", [(2, 1), (4, 2)])
+@pytest.mark.parametrize(
+  "depth, cycle", [pytest.param(2, 1, marks=pytest.mark.slow), (4, 2)]
+)
 def test_a_stack_with_a_cache_gives_what_the_whole_gives(key, depth, cycle):
   stack = Stack(CROSS, depth)
   x = jax.random.normal(key, (2, 4, WIDTH))

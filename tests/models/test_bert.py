@@ -55,7 +55,19 @@ def test_published_parameter_counts(keywords, published):
   assert tree.count(nn.unbox(shapes)) == published
 
 
-@pytest.mark.parametrize("pool", bert.POOLS)
+# The other pools cost as much, and differ in a line of `layers/pool.py`.
+POOLS = pytest.mark.parametrize(
+  "pool",
+  [
+    pytest.param(
+      pool, marks=() if pool in ("cls", "pooler") else pytest.mark.slow
+    )
+    for pool in bert.POOLS
+  ],
+)
+
+
+@POOLS
 def test_one_vector_a_text_without_its_padding(key, pool):
   embed = run(key, pool=pool)
   y = embed(TOKENS)
@@ -66,7 +78,7 @@ def test_one_vector_a_text_without_its_padding(key, pool):
   assert np.abs(seen(TOKENS[:1, :3])[0] - seen(TOKENS)[0]).max() > 1e-4
 
 
-@pytest.mark.parametrize("pool", bert.POOLS)
+@POOLS
 def test_pools_are_of_the_tokens(key, pool):
   x, out = run(key)(TOKENS)
   want = {

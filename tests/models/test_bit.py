@@ -31,6 +31,7 @@ def test_published_parameter_counts(variant, millions):
   assert round(tree.count(shapes) / 1e6, digits) == millions
 
 
+@pytest.mark.slow
 def test_features_of_odd_and_oblong_images(key):
   model = bit.build(**{**bit.TINY, "num_classes": None})
   image = jax.random.normal(key, (2, 45, 38, 3))

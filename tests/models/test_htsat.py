@@ -48,6 +48,7 @@ def test_short_sounds_are_stretched_end_to_end():
   np.testing.assert_allclose(time, np.linspace(0, 1, 64), atol=5e-3)
 
 
+@pytest.mark.slow
 def test_parts_are_read_of_longer_sounds_only(key):
   model = htsat.build(**htsat.TINY)
   audio = jax.random.normal(key, (2, 4, 50, 4))

@@ -45,6 +45,7 @@ def test_published_parameter_counts(variant, published, width):
   )
 
 
+@pytest.mark.slow
 def test_features_of_odd_and_oblong_images(key):
   model = resnet.build(**{**resnet.TINY, "num_classes": None})
   image = jax.random.normal(key, (2, 45, 38, 3))

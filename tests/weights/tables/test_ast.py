@@ -82,6 +82,7 @@ def test_its_authors_files_without_the_wrapper_and_with_old_heads(recorded):
   assert "mlp_head.1.weight" in names and "v.head.weight" not in names
 
 
+@pytest.mark.slow
 def test_the_two_norms_of_its_authors_differ(recorded):
   """Narrow features tell 1e-5 before the head from 1e-6 elsewhere."""
 

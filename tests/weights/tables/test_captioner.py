@@ -5,6 +5,7 @@ import pytest
 from mmjax import errors
 
 
+@pytest.mark.slow
 def test_without_the_last_row_it_is_a_cap_with_the_same_captions(recorded):
   def change(tensors):
     name = "params/decoder/EmbedTargets/embedding"

@@ -25,6 +25,7 @@ def test_blocks_of_the_decoder_by_their_released_names(recorded):
   assert not any(n.startswith("decoder.decoder_layers.") for n in names[1])
 
 
+@pytest.mark.slow
 def test_the_mean_error_and_its_normalisation(recorded):
   _, out, want = recorded("vit_mae")
   np.testing.assert_allclose(out[1]["loss"], want["1/loss"], rtol=1e-5)
