@@ -41,9 +41,9 @@ PROGRAMS = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   PROGRAMS = tempfile.mkdtemp(prefix="mmjax-programs-")
   jax.config.update("jax_compilation_cache_dir", PROGRAMS)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1.0"
 
 
 def pytest_unconfigure():

@@ -1,5 +1,6 @@
 """What tools/kernel_cycles.py makes of what the TPU compiler wrote."""
 
+import importlib.metadata
 import json
 import pathlib
 import subprocess
@@ -86,3 +87,21 @@ def test_heads_of_a_loop_count_once():
   cut = tiles.Whole(1, 4, 1, 256, 4)
   assert cycles.straight(cut, cycles.SHAPES["so400m"]) == [4, 1]
   assert cycles.straight(tiles.Flash(512, 512), None) == [0, 0]
+
+
+def test_heads_in_straight_code():
+  assert cycles.laid(tiles.Whole(1, 4, 1, 128, 4)) == 4
+  assert cycles.laid(tiles.Whole(2, 6, 1, 128, 4)) == 4
+  assert cycles.laid(tiles.Whole(1, 6, 1, 128, 4)) == 6
+  assert cycles.laid(tiles.Whole(1, 11, 1, 128, 4)) == 4 + 3
+
+
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch, capsys):
+  def version(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(importlib.metadata, "version", version)
+  with pytest.raises(SystemExit) as stopped:
+    cycles.main(["--chips", "v5e"])
+  assert stopped.value.code == 2
+  assert "pip install" in capsys.readouterr().err

@@ -17,7 +17,6 @@ from mmjax.cli import main as cli
 SMOKE = "experiments/emoji/siglip.py:smoke"
 SMALL = (  # compiles in half the time
   "--config.task.model.text.depth=0",
-  "--config.task.model.image.depths=(1,)",
 )
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = pathlib.Path(__file__).parent / "train" / "tiny_run.py"

@@ -39,6 +39,14 @@ DENSITIES = {"row": 0.200, "column": 0.190, "conv": 0.215}
 CONTESTANTS = ("ours", "xla", "flash", "splash")
 
 
+def flops(shape: Shape, backward: bool) -> float:
+  """Returns the operations of the products: 2 forward, and 5 backward."""
+  one = 2.0 * shape.batch * shape.heads * shape.queries * shape.keys
+  one *= shape.head_dim
+  one *= DENSITIES.get(shape.mask, 0.5 if shape.causal else 1.0)
+  return one * (7 if backward else 2)
+
+
 def mask_of(shape: Shape) -> Any:
   """Returns the mask of a shape."""
   from mmjax.ops import masks

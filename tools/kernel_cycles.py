@@ -14,11 +14,10 @@ of their estimates on v5e). "ideal" is the matrix products alone at the chip's
 peak. A contestant is one process, for the simulator may abort it; what it wrote
 until then is of no use, and the table says so.
 
-What is rejected, with the reason in place of a figure:
+Rejected, with the reason in place of a figure:
 - more products a cycle than the chip has: the simulator skips work whose amount
   is read from a table (flash and splash over sparse masks);
-- a kernel that reads its steps from a table, over a causal mask, for the same
-  reason, even where the figure looks possible;
+- a kernel that reads its steps from a table, over a causal mask, likewise;
 - no estimate of the kernel itself.
 
 Where the simulator aborts on ours, as it does on v5e, the figure is marked "~"
@@ -28,6 +27,7 @@ is laid out once, over the heads in it. It knows no waiting for memory.
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -35,15 +35,15 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from attention_contestants import (
   CONTESTANTS,
-  DENSITIES,
   SHAPES,
   Shape,
   contestant,
+  flops,
   mask_of,
 )
 
@@ -83,6 +83,7 @@ CHIPS = {
   "v6e": Chip("v6e:2x2", 525_000),
   "tpu7x": Chip("tpu7x:2x2x1", 524_000),
 }
+INSTALL = "pip install --no-deps --target /tmp/libtpu libtpu==0.0.42.1"
 TABLES = ("attention_flash", "splash")  # parts of names of kernels
 ENVIRONMENT = dict(
   ALLOW_MULTIPLE_LIBTPU_LOAD="1",
@@ -91,14 +92,6 @@ ENVIRONMENT = dict(
   TPU_WORKER_HOSTNAMES="localhost",
   JAX_PLATFORMS="cpu",
 )
-
-
-def flops(shape: Shape, backward: bool) -> float:
-  """Returns the operations of the products: 2 forward, and 5 backward."""
-  one = 2.0 * shape.batch * shape.heads * shape.queries * shape.keys
-  one *= shape.head_dim
-  one *= DENSITIES.get(shape.mask, 0.5 if shape.causal else 1.0)
-  return one * (7 if backward else 2)
 
 
 def chosen(case: Case) -> Any:
@@ -161,17 +154,11 @@ def compile_one(case: Case) -> None:
       return inner(q, k, v)
     return inner(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
 
-  program: Any = f
-  arguments = [q, k, k]
-  if case.backward:
-    arguments.append(q)
+  def both(q, k, v, g):
+    out, back = jax.vjp(f, q, k, v)
+    return out, back(g)
 
-    def both(q, k, v, g):
-      out, back = jax.vjp(f, q, k, v)
-      return out, back(g)
-
-    program = both
-
+  program, arguments = (both, [q, k, k, q]) if case.backward else (f, [q, k, k])
   with jax.set_mesh(mesh):
     jax.jit(program, in_shardings=place, out_shardings=place).lower(
       *arguments
@@ -185,10 +172,16 @@ def straight(tiles: Any, shape: Shape) -> list[int]:
   if not isinstance(tiles, Whole):
     return [0, 0]
   back = tiles.backward or tiles
-  if back.rows < shape.queries or shape.heads > shape.kv_heads:
-    # It loops over key heads.
+  if back.rows < shape.queries or shape.heads > shape.kv_heads:  # it loops
     back = dataclasses.replace(back, batch=1, kv_heads=1)
-  return [tiles.straight, back.straight]
+  return [laid(tiles), laid(back)]
+
+
+def laid(tiles: Any) -> int:
+  """Returns the heads whose code is laid out: loops hold the others."""
+  heads = tiles.batch * tiles.kv_heads * tiles.groups
+  unroll = min(tiles.unroll, heads)
+  return heads if heads // unroll == 1 else unroll + heads % unroll
 
 
 def simulate(case: Case) -> tuple[dict[str, int], str]:
@@ -296,6 +289,25 @@ def _row(chip: str, shape: str, name: str, *both: Any) -> str:
   )
 
 
+def libtpu(parser: argparse.ArgumentParser) -> str:
+  """Returns the compiler's version; ends with an error where there is none."""
+  try:
+    return importlib.metadata.version("libtpu")
+  except importlib.metadata.PackageNotFoundError:
+    parser.error(f"no TPU compiler: {INSTALL}, then PYTHONPATH=/tmp/libtpu")
+
+
+def names(
+  parser: argparse.ArgumentParser, word: str, given: str, known: Iterable[str]
+) -> list[str]:
+  """Returns the names of an argument; ends with an error at an unknown one."""
+  found = given.split(",")
+  for name in found:
+    if name not in known:
+      parser.error(f"{word} = {name!r}: known are {', '.join(known)}")
+  return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the table."""
   parser = argparse.ArgumentParser(
@@ -311,27 +323,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     chip, name, shape, *rest = json.loads(args.one)
     compile_one(Case(chip, name, Shape(*shape), *rest))
     return 0
-  for word, given, known in (
-    ("--chips", args.chips, CHIPS),
-    ("--shapes", args.shapes, SHAPES),
-    ("--contestants", args.contestants, CONTESTANTS),
-  ):
-    for name in given.split(","):
-      if name not in known:
-        parser.error(
-          f"{word} = {name!r}: no such name; known: {', '.join(known)}"
-        )
+  libtpu(parser)
+  chips = names(parser, "--chips", args.chips, CHIPS)
+  shapes = names(parser, "--shapes", args.shapes, SHAPES)
+  contestants = names(parser, "--contestants", args.contestants, CONTESTANTS)
   print(
     f"{'chip':6} {'shape':12} {'contestant':10} {'heads first':>11} "
     f"{'as a model':>10}  note"
   )
-  for chip in args.chips.split(","):
-    for key in args.shapes.split(","):
+  for chip in chips:
+    for key in shapes:
       shape = SHAPES[key]
       heads = shape.batch * shape.heads
       ideal = flops(shape, args.backward) / CHIPS[chip].peak / heads
       print(_row(chip, key, "ideal", (ideal, ""), (ideal, "")), flush=True)
-      for name in args.contestants.split(","):
+      for name in contestants:
         first = Case(chip, name, shape, args.backward)
         both = estimate(first), estimate(first._replace(model=True))
         print(_row(chip, key, name, *both), flush=True)

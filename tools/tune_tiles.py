@@ -14,7 +14,6 @@ A chip and shape of a few hundred tokens take about two minutes of one core.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import pathlib
 import re
@@ -169,20 +168,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--shapes", default="vit,clip,so400m,whisper")
   parser.add_argument("--dry", action="store_true", help="write nothing")
   args = parser.parse_args(argv)
-  for word, given, known in (
-    ("--chips", args.chips, CHIPS),
-    ("--shapes", args.shapes, SHAPES),
-  ):
-    for name in given.split(","):
-      if name not in known:
-        parser.error(
-          f"{word} = {name!r}: no such name; known: {', '.join(known)}"
-        )
-  version = importlib.metadata.version("libtpu")
+  chips = kernel_cycles.names(parser, "--chips", args.chips, CHIPS)
+  shapes = kernel_cycles.names(parser, "--shapes", args.shapes, SHAPES)
+  version = kernel_cycles.libtpu(parser)
   table = dict(tiles.TABLE)
-  for name, chip in itertools.product(
-    args.shapes.split(","), args.chips.split(",")
-  ):
+  for name, chip in itertools.product(shapes, chips):
     tries = []
     for tried in candidates(SHAPES[name]):
       found = measure(chip, SHAPES[name], tried)

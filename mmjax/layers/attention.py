@@ -19,7 +19,8 @@ class Projection(nn.Module):
   """A dense layer to heads, D -> N x H; query, key and value have one each.
 
   One product for all three would be no faster: to join the kernels, to take
-  the result apart and to join its gradient is 5 % of a ViT's training step on a CPU.
+  the result apart and to join its gradient is 5 % of the training step of a ViT
+  on a CPU.
 
   Attributes:
     heads: N.

@@ -263,9 +263,10 @@ class DecoderLM(nn.Module):
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Maps [B T D], of `decode`, to logits float32 [B T V]."""
-    table = None if self.tied else self.head
-    if table is None:
+    if self.tied:
       table = nn.meta.unbox(self.embedding.get_variable("params", "table"))
+    else:
+      table = self.head
     return word_logits(x, table, self.tied, self.vocab_size, self.logits_cap)
 
   def start(

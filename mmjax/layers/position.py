@@ -192,14 +192,18 @@ class LearnedSequence(nn.Module):
   Attributes:
     length: the longest sequence.
     scale: standard deviation at the start.
+    offset: rows of no place, before that of the first.
   """
 
   length: int
   scale: float = 0.01
+  offset: int = 0
 
   @nn.compact
-  def __call__(self, length: int, width: int) -> jax.Array:
-    """Returns float32 [T D], the first T = length places.
+  def __call__(
+    self, length: int, width: int, first: int | jax.Array = 0
+  ) -> jax.Array:
+    """Returns float32 [T D], T = length places from `first` on.
 
     Raises:
       InputError: the sequence is longer than the table.
@@ -214,37 +218,9 @@ class LearnedSequence(nn.Module):
       rules.with_axes(
         nn.initializers.normal(self.scale), ("positions", "embed")
       ),
-      (self.length, width),
-    )
-    return table[:length]
-
-
-class Places(nn.Module):
-  """A learned embedding for each place, after rows that are of none.
-
-  Attributes:
-    length: the longest sequence.
-    offset: the rows before that of the first place.
-  """
-
-  length: int
-  offset: int = 0
-
-  @nn.compact
-  def __call__(self, first: jax.Array, length: int, width: int) -> jax.Array:
-    """Returns float32 [T D], T = length places from `first` on.
-
-    Raises:
-      InputError: more places than there are.
-    """
-    if length > self.length:
-      raise errors.InputError(
-        f"a sequence of {length} tokens, but the model has positions for "
-        f"length = {self.length}; shorten the text or raise length."
-      )
-    table = self.param(
-      "table",
-      rules.with_axes(nn.initializers.normal(0.02), ("positions", "embed")),
       (self.length + self.offset, width),
     )
-    return jax.lax.dynamic_slice_in_dim(table, first + self.offset, length)
+    first = first + self.offset
+    if isinstance(first, int):
+      return table[first : first + length]
+    return jax.lax.dynamic_slice_in_dim(table, first, length)

@@ -22,7 +22,7 @@ from mmjax.layers.block import Cache, Spec, make_cache
 from mmjax.layers.embed import TokenEmbed
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
-from mmjax.layers.position import Places
+from mmjax.layers.position import LearnedSequence
 from mmjax.layers.transformer import REMAT, Stack
 from mmjax.ops import masks
 from mmjax.parallel import rules
@@ -84,8 +84,8 @@ class BART(nn.Module):
     spec = self._spec(self.heads, self.mlp, False)
     self.encoder = Stack(spec, self.depth, **stack)
     self.decoder = Stack(self._decoder_spec, self.decoder_depth, **stack)
-    self.encoder_places = Places(self.length, OFFSET)
-    self.decoder_places = Places(self.length, OFFSET)
+    self.encoder_places = LearnedSequence(self.length, 0.02, OFFSET)
+    self.decoder_places = LearnedSequence(self.length, 0.02, OFFSET)
     self.encoder_norm = layer_norm(epsilon=1e-5, dtype=self.dtype)
     self.decoder_norm = layer_norm(epsilon=1e-5, dtype=self.dtype)
     if self.norms_first:
@@ -248,7 +248,7 @@ class BART(nn.Module):
     if self.scale_embedding:
       x = x * self.width**0.5
     places = getattr(self, f"{side}_places")
-    table = places(first, tokens.shape[1], self.width)
+    table = places(tokens.shape[1], self.width, first)
     x = getattr(self, f"{side}_norm")(x + table.astype(x.dtype)[None])
     return self.drop(x, deterministic=not train)
 

@@ -266,11 +266,7 @@ class DalleMini(nn.Module):
     if self.scale_embedding:
       x = x * self.width**0.5
     places = getattr(self, f"{side}_places")
-    if slot is None:
-      table = places(tokens.shape[1], self.width)
-    else:
-      table = places(places.length, self.width)
-      table = jax.lax.dynamic_slice_in_dim(table, slot, tokens.shape[1])
+    table = places(tokens.shape[1], self.width, 0 if slot is None else slot)
     x = getattr(self, f"{side}_norm")(x + table.astype(x.dtype)[None])
     return self.drop(x, deterministic=not train)
 

@@ -13,7 +13,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMOKE = f"{ROOT}/experiments/emoji/siglip.py:smoke"
 SMALL = (  # compiles in half the time
   "--config.task.model.text.depth=0",
-  "--config.task.model.image.depths=(1,)",
 )
 
 

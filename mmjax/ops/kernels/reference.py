@@ -149,7 +149,7 @@ def _mix_jvp(primals, tangents):
 
 
 def _powers(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the weights before they are divided, and the inverse of their sum."""
+  """Returns weights that are not divided yet, and the inverse of their sum."""
   top = scores.max(-1, keepdims=True)
   # A row that sees nothing has the maximum -inf, and -inf - -inf is NaN.
   top = jnp.where(jnp.isfinite(top), top, 0.0)

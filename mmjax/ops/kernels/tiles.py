@@ -29,13 +29,6 @@ class Whole:
   keys: int = 1
   backward: "Whole | None" = None
 
-  @property
-  def straight(self) -> int:
-    """Returns the heads whose code is laid out: loops hold the others."""
-    heads = self.batch * self.kv_heads * self.groups
-    unroll = min(self.unroll, heads)
-    return heads if heads // unroll == 1 else unroll + heads % unroll
-
 
 @dataclasses.dataclass(frozen=True)
 class Flash:
@@ -136,7 +129,7 @@ def whole(
   widths: tuple[int, int],
   itemsize: int,
   bias: tuple[int, ...] | None,
-  sparse: bool,
+  rows: int | None,
   key: Key,
 ) -> Whole | None:
   """Returns tiles for `tpu_whole`, or None where a head does not fit.
@@ -147,75 +140,64 @@ def whole(
     widths: (H, H').
     itemsize: bytes of an element of q.
     bias: its shape [B|1 N|1 T|1 S|1], or None.
-    sparse: whether the mask rules out blocks, which smaller chunks can skip.
-    key: for the table, of the kernel "whole".
+    rows: queries a chunk, for a mask that rules out blocks which small ones
+      can skip; None leaves it to table and rule.
+    key: for the table, of any of its kernels.
   """
-  call = heads, lengths, widths, itemsize, bias, sparse
-  forward = _whole(*call, key)
-  backward = _whole(*call, key._replace(kernel="whole_backward"))
+  B, K, G = heads
+  T, S = lengths
+
+  def one(kernel: str) -> Whole | None:
+    """Returns the tiles of a pass, the table's or the rule's, cut to fit."""
+    entry = lookup(key._replace(kernel=kernel))
+    if entry is not None and isinstance(entry.tiles, Whole):
+      wish = entry.tiles
+    else:
+      wish = _wish(T, S)
+    chunk_rows = min(rows or wish.rows, T)
+    if T % chunk_rows == 1:  # a chunk of one query would not use the MXU
+      chunk_rows += 128
+
+    def lanes(n: int) -> int:
+      return -(-n // _LANES) * _LANES
+
+    # Backward, which is larger: p, dp, ds in float32 and in the inputs' dtype.
+    chunk = min(chunk_rows, T) * lanes(S) * (12 + 2 * itemsize)
+    per_query = 2 * T * (2 * lanes(widths[0]) + lanes(widths[1])) * itemsize
+    per_key = 4 * S * (lanes(widths[0]) + lanes(widths[1])) * itemsize
+    sums = 4 * S * (lanes(widths[0]) + lanes(widths[1]))
+    if bias is not None:
+      per_query += 4 * lanes(bias[2]) * lanes(bias[3]) * 4
+    left = _VMEM - chunk - sums
+    if left < per_query + per_key:
+      return None
+
+    def fit(n: int, each: int, most: int) -> int:
+      most = max(1, min(most, left // each))
+      return max(m for m in range(1, n + 1) if n % m == 0 and m <= most)
+
+    if bias is not None and left < G * per_query + per_key:
+      return None  # its gradient wants all query heads of a key head
+    group = G if bias is not None else fit(G, per_query + per_key // G, 8)
+    head = G * per_query + per_key
+    kv_heads = batch = 1
+    if group == G:
+      most = max(1, wish.batch * wish.kv_heads * wish.groups // G)
+      kv_heads = fit(K, head, most)
+      batch = fit(B, head * K, max(1, most // K)) if kv_heads == K else 1
+    count = batch * kv_heads * group
+    unroll = max(m for m in range(1, wish.unroll + 1) if count % m == 0)
+    return Whole(batch, kv_heads, group, chunk_rows, unroll, wish.keys)
+
+  forward, backward = one("whole"), one("whole_backward")
   if forward is None or backward is None:
     return None
   return dataclasses.replace(forward, backward=backward)
 
 
-def _whole(
-  heads: tuple[int, int, int],
-  lengths: tuple[int, int],
-  widths: tuple[int, int],
-  itemsize: int,
-  bias: tuple[int, ...] | None,
-  sparse: bool,
-  key: Key,
-) -> Whole | None:
-  """Returns tiles of one pass: the table's or the rule's, cut to what fits."""
-  B, K, G = heads
-  T, S = lengths
-  entry = lookup(key)
-  if entry is not None and isinstance(entry.tiles, Whole):
-    wish = entry.tiles
-  else:
-    wish = _wish(T, S, sparse)
-  rows = min(wish.rows, T)
-  if T % rows == 1:  # a chunk of one query would not use the MXU
-    rows += 128
-
-  def lanes(n: int) -> int:
-    return -(-n // _LANES) * _LANES
-
-  # Backward, which is larger: p, dp, ds in float32 and in the inputs' dtype.
-  chunk = min(rows, T) * lanes(S) * (12 + 2 * itemsize)
-  per_query = 2 * T * (2 * lanes(widths[0]) + lanes(widths[1])) * itemsize
-  per_key = 4 * S * (lanes(widths[0]) + lanes(widths[1])) * itemsize
-  sums = 4 * S * (lanes(widths[0]) + lanes(widths[1]))
-  if bias is not None:
-    per_query += 4 * lanes(bias[2]) * lanes(bias[3]) * 4
-  left = _VMEM - chunk - sums
-  if left < per_query + per_key:
-    return None
-
-  def fit(n: int, each: int, most: int) -> int:
-    most = max(1, min(most, left // each))
-    return max(m for m in range(1, n + 1) if n % m == 0 and m <= most)
-
-  if bias is not None and left < G * per_query + per_key:
-    return None  # its gradient wants all query heads of a key head
-  group = G if bias is not None else fit(G, per_query + per_key // G, 8)
-  head = G * per_query + per_key
-  kv_heads = batch = 1
-  if group == G:
-    most = max(1, wish.batch * wish.kv_heads * wish.groups // G)
-    kv_heads = fit(K, head, most)
-    batch = fit(B, head * K, max(1, most // K)) if kv_heads == K else 1
-  count = batch * kv_heads * group
-  unroll = max(m for m in range(1, wish.unroll + 1) if count % m == 0)
-  return Whole(batch, kv_heads, group, rows, unroll, wish.keys)
-
-
-def _wish(T: int, S: int, sparse: bool) -> Whole:
+def _wish(T: int, S: int) -> Whole:
   """Returns what the rule asks for, had it heads and memory enough."""
   rows = T if T <= 768 else 512
-  if sparse and T > 256:
-    rows = 256
   # Work enough for a program: four heads of 197, dozens of 20; and whole
   # rounds of its loop.
   unroll = 4 if max(T, S) <= 512 else 2

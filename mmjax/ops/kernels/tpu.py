@@ -1,6 +1,5 @@
 """Attention on TPU: which of our Pallas kernels runs, and what none can do."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,10 +51,11 @@ def refuses(
 
   Both can do what this refuses only where it is not named: few short rows,
   whose scores XLA keeps in vector memory. By the compiler's estimates it is
-  then no slower (v6e, 4 rows of 197 tokens, forward and backward: 825 cycles a
-  head, and 976 ours). No estimate is to be had of scores that go through HBM,
-  but they cost at least the way: on v6e 77 KB there and back in bfloat16, about
-  165 cycles a head each time, and a step takes them several times.
+  then no slower, but for changes of layout (v6e, 4 rows of 197 tokens, forward
+  and backward: 719 cycles a head, and 976 ours). No estimate is to be had of
+  scores that go through HBM, but they cost at least the way: on v6e 77 KB there
+  and back in bfloat16, about 165 cycles a head each time, and a step takes them
+  several times.
 
   Args:
     q_shape, k_shape, v_shape: of [B T N H], [B S K H] and [B S K H'].
@@ -130,15 +130,10 @@ def choose(
       (H, v_shape[3]),
       np.dtype(jnp.dtype(dtype)).itemsize,
       None if bias_shape is None else tuple(bias_shape),
-      sparse=rows is not None,
-      key=Key(chip, "whole", bucket(S), H, kind, name),
+      rows,
+      Key(chip, "whole", bucket(S), H, kind, name),
     )
     if found is not None:
-      if rows is not None and T > rows:
-        back = found.backward
-        if back is not None:
-          back = dataclasses.replace(back, rows=rows)
-        found = dataclasses.replace(found, rows=rows, backward=back)
       return found
   size = _block(mask, T, S) if kind == "static" else None
   return flash(Key(chip, "flash", bucket(S), H, kind, name), size)
@@ -165,6 +160,8 @@ def _chunk(mask: masks.Mask | None, T: int, S: int, biased: bool) -> int | None:
   estimate for v6e, forward, 5,610 cycles a head against 3,888 for `Row` of
   DALL-E, at 0.77 of the pairs.
   """
+  if mask is None:
+    return None
   rule = _rule(mask, biased=biased)
   costs = {
     rows: each * tpu_whole.pairs(tpu_whole.chunks(rule, T, S, rows))

@@ -90,13 +90,12 @@ def _image(checkpoint: Checkpoint, root: str) -> Recipe:
 def _two_towers(checkpoint: Checkpoint, root: str) -> Recipe:
   shapes = checkpoint.shapes
   image_model, given, image_rules = image(checkpoint, f"{root}img/")
-  length = None
   if bert.marked(checkpoint, f"{root}txt/"):
     text_model, text_rules = bert.text(checkpoint, f"{root}txt/")
     length = min(bert.LENGTH, text_model["length"])
   else:
     text_model, text_rules = _text(checkpoint, root)
-  length = length or text_model["length"]
+    length = text_model["length"]
   rules = [
     *rename.under("image/", "", image_rules),
     *rename.under("text/", "", text_rules),

@@ -4,9 +4,9 @@
 models based on Gemini research and technology", 2024, and those that followed.
 As in `big_vision`, names and shapes say what it is: the second Gemma is the one
 whose branches end in norms. big_vision's has no layers that see a band only.
- PaliGemma has `img/`, SigLIP's image encoder with a
-head that leads to the language model's width, and `llm/`; a Gemma alone stands
-at the root or under `llm/`. Its blocks are one stack, `layers/attn/...`
+PaliGemma has `img/`, SigLIP's image encoder with a head that leads to the
+language model's width, and `llm/`; a Gemma alone stands at the root or under
+`llm/`. Its blocks are one stack, `layers/attn/...`
 [depth ...], or tensors each, `layers/0/attn/...`.
 
 Kernels are as in Google's Gemma: heads before the width, keys and values (with

@@ -3,7 +3,7 @@
 "Gemma: open models based on Gemini research and technology", 2024.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmjax import errors
@@ -42,16 +42,33 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   """
   if checkpoint.config.get("model_type") not in MODEL_TYPES:
     return None
-  config = recipe.Config({**DEFAULTS, **checkpoint.config}, checkpoint.path)
+  return decoder("gemma", checkpoint, DEFAULTS, keywords, rules)
+
+
+def decoder(
+  table: str,
+  checkpoint: Checkpoint,
+  defaults: Mapping[str, Any],
+  keywords: Callable[[Mapping[str, Any]], dict[str, Any]],
+  rules: Callable[[Mapping[str, Any]], list[Rule]],
+) -> Recipe:
+  """Returns the recipe of a Gemma of any generation, with its head.
+
+  Args:
+    table: its name.
+    checkpoint: that holds it.
+    defaults: what its config may leave out.
+    keywords, rules: of the decoder, given the config.
+  """
+  config = recipe.Config({**defaults, **checkpoint.config}, checkpoint.path)
+  head = []
   if config["tie_word_embeddings"] is False:
-    head = [Rule("head", "lm_head.weight", LINEAR)]
-  else:
-    head = []
+    head.append(Rule("head", "lm_head.weight", LINEAR))
   prefix = hub.prefix(checkpoint, "model.")
   found = rename.under("", prefix, rules(config))
   words = f"{prefix}embed_tokens.weight"
   return Recipe(
-    table="gemma",
+    table=table,
     model=dict(name="decoder_lm", **keywords(config), tied=not head),
     inputs={"tokens": ((1, 2), "int32")},
     rules=[

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax import errors
-from mmjax.weights import recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
-from mmjax.weights.rename import LINEAR, Rule
+from mmjax.weights.rename import Rule
 from mmjax.weights.tables import gemma, hub
 
 MODEL_TYPES = ("gemma2",)
@@ -47,19 +46,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   """
   if checkpoint.config.get("model_type") not in MODEL_TYPES:
     return None
-  config = recipe.Config({**DEFAULTS, **checkpoint.config}, checkpoint.path)
-  head = []
-  if config["tie_word_embeddings"] is False:
-    head.append(Rule("head", "lm_head.weight", LINEAR))
-  prefix = hub.prefix(checkpoint, "model.")
-  return Recipe(
-    table="gemma2",
-    model=dict(name="decoder_lm", **keywords(config), tied=not head),
-    inputs={"tokens": ((1, 2), "int32")},
-    rules=[*rename.under("", prefix, rules(config)), *head],
-    config=checkpoint.config,
-    ignore=(r"rotary_emb\.inv_freq$", *hub.tied_head(config)),
-  )
+  return gemma.decoder("gemma2", checkpoint, DEFAULTS, keywords, rules)
 
 
 def keywords(config: Mapping[str, Any], part: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""T5 of both versions, in the model hub's layout (model_type "t5"), and multilingual T5.
+"""T5 of both versions and mT5, in the model hub's layout.
 
 Whole, or the encoder alone. The head is the table of embeddings unless the
 checkpoint holds another; whether features are scaled before it, the config

@@ -4,9 +4,9 @@ Files have no config, or timm's: {"architecture": "vit_base_patch16_224",
 "global_pool": "token", "model_args": {"num_heads": 12, "img_size": [224,
 224]}}. What it does not say is read off the tensors; the number of heads, which
 nothing there shows, by the sizes that papers name. SigLIP's image encoders have
-`attn_pool`, and some of them, by their architecture, the GELU with tanh. AudioMAE ("Masked
-autoencoders that listen", Huang et al. 2022) has one channel and spectrograms
-of 128 mels; of its pretraining only the encoder is read.
+`attn_pool`, and some of them, by their architecture, the GELU with tanh.
+AudioMAE ("Masked autoencoders that listen", Huang et al. 2022) has one channel
+and spectrograms of 128 mels; of its pretraining only the encoder is read.
 """
 
 import math

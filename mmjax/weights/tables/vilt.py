@@ -7,24 +7,15 @@ from mmjax.weights import recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
-from mmjax.weights.tables import bert_layers, hub
+from mmjax.weights.tables import bert_layers, hub, hub_vit
 
 MODEL_TYPES = ("vilt",)
 # What files may leave out.
-DEFAULTS = dict(
+DEFAULTS = {**hub_vit.DEFAULTS, "image_size": 384, "patch_size": 32} | dict(
   vocab_size=30522,
   type_vocab_size=2,
   modality_type_vocab_size=2,
   max_position_embeddings=40,
-  hidden_size=768,
-  num_hidden_layers=12,
-  num_attention_heads=12,
-  intermediate_size=3072,
-  hidden_act="gelu",
-  layer_norm_eps=1e-12,
-  image_size=384,
-  patch_size=32,
-  num_channels=3,
   qkv_bias=True,
   max_image_length=-1,
 )

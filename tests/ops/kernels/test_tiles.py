@@ -46,9 +46,9 @@ def test_entries_say_where_they_come_from(chip):
 def test_a_head_that_does_not_fit_is_not_for_the_whole_kernel():
   key = _key(kernel="whole")
   args = ((1500, 1500), (64, 64), 2)
-  assert tiles.whole((1, 8, 1), *args, None, False, key) is not None
+  assert tiles.whole((1, 8, 1), *args, None, None, key) is not None
   bias = (1, 8, 1500, 1500)
-  assert tiles.whole((1, 8, 1), *args, bias, False, key) is None
+  assert tiles.whole((1, 8, 1), *args, bias, None, key) is None
 
 
 def test_a_table_of_whole_tiles_is_cut_to_the_call(monkeypatch):
@@ -58,16 +58,9 @@ def test_a_table_of_whole_tiles_is_cut_to_the_call(monkeypatch):
   monkeypatch.setitem(tiles.TABLE, key, found)
   other = tiles.Entry(tiles.Whole(1, 2, 1, 128, 2), "static, libtpu 0")
   monkeypatch.setitem(tiles.TABLE, back, other)
-  args = ((197, 197), (64, 64), 2, None, False, key)
+  args = ((197, 197), (64, 64), 2, None, None, key)
   assert tiles.whole((8, 12, 1), *args) == tiles.Whole(
     1, 4, 1, 197, 4, 0, tiles.Whole(1, 2, 1, 128, 2)
   )
   few = tiles.whole((8, 3, 1), *args)
   assert few is not None and few.kv_heads == few.unroll == 3
-
-
-def test_heads_in_straight_code():
-  assert tiles.Whole(1, 4, 1, 128, 4).straight == 4
-  assert tiles.Whole(2, 6, 1, 128, 4).straight == 4
-  assert tiles.Whole(1, 6, 1, 128, 4).straight == 6
-  assert tiles.Whole(1, 11, 1, 128, 4).straight == 4 + 3
