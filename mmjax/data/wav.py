@@ -6,8 +6,7 @@ import pathlib
 import warnings
 
 import numpy as np
-from scipy import signal
-from scipy.io import wavfile
+import scipy  # which imports its parts, over a second, when first used
 
 from mmjax import errors
 
@@ -34,8 +33,8 @@ def read(source: bytes | str | pathlib.Path) -> tuple[np.ndarray, int]:
   try:
     with warnings.catch_warnings():
       # Of chunks that hold no sound: titles, cue points.
-      warnings.simplefilter("ignore", wavfile.WavFileWarning)
-      rate, data = wavfile.read(file)
+      warnings.simplefilter("ignore", scipy.io.wavfile.WavFileWarning)
+      rate, data = scipy.io.wavfile.read(file)
   except Exception as error:  # a damaged head raises anything
     raise ValueError(f"no .wav file that can be read ({error})") from error
   return mono(data), rate
@@ -72,5 +71,5 @@ def resample(sound: np.ndarray, rate: int, to: int) -> np.ndarray:
   if rate == to:
     return sound
   common = math.gcd(rate, to)
-  found = signal.resample_poly(sound, to // common, rate // common)
+  found = scipy.signal.resample_poly(sound, to // common, rate // common)
   return found.astype(np.float32)

@@ -209,24 +209,26 @@ def _one_safetensor(path: pathlib.Path, name: str) -> np.ndarray:
 
 def _npz(path: pathlib.Path) -> dict[str, Tensor]:
   found = {}
-  with zipfile.ZipFile(path) as archive:
-    for member in archive.namelist():
-      with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = {
-          (1, 0): np.lib.format.read_array_header_1_0,
-          (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, _, dtype = read(file)
-      if dtype.hasobject:
-        raise errors.InputError(
-          f"weights path = {str(path)!r}: {member!r} is a pickle, which may "
-          "run any code; convert it to plain arrays where you trust it."
-        )
-      name = member.removesuffix(".npy")
-      found[name] = Tensor(
-        shape, _half(dtype), functools.partial(_one_npy, path, member)
+  # Stays open: to list what is in it again for each array takes a time that
+  # grows with the square of their number.
+  archive = zipfile.ZipFile(path)
+  for member in archive.namelist():
+    with archive.open(member) as file:
+      version = np.lib.format.read_magic(file)
+      read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+      }[version]
+      shape, _, dtype = read(file)
+    if dtype.hasobject:
+      raise errors.InputError(
+        f"weights path = {str(path)!r}: {member!r} is a pickle, which may "
+        "run any code; convert it to plain arrays where you trust it."
       )
+    name = member.removesuffix(".npy")
+    found[name] = Tensor(
+      shape, _half(dtype), functools.partial(_one_npy, archive, member)
+    )
   return found
 
 
@@ -235,8 +237,8 @@ def _half(dtype: Any) -> Any:
   return _DTYPES["BF16"] if dtype == np.dtype("V2") else dtype
 
 
-def _one_npy(path: pathlib.Path, member: str) -> np.ndarray:
-  with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+def _one_npy(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+  with archive.open(member) as file:
     array = np.lib.format.read_array(file, allow_pickle=False)
   return array.view(_half(array.dtype))
 
