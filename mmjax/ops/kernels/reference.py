@@ -9,6 +9,9 @@ from mmjax.ops import dropout, masks
 # where all heads have more than _LARGE bytes of them and one has _HEAD (of
 # less, the loop costs more than it saves): _CACHE bytes at a time.
 _LARGE, _HEAD, _CACHE = 2**25, 2**20, 2**23
+# Between _MEDIUM and that, _PARTS of the batch are computed side by side: XLA
+# gives a product of stacks of matrices one core, and these are several.
+_MEDIUM, _PARTS = 2**22, 4
 
 
 def refuses() -> None:
@@ -77,15 +80,32 @@ def attend(
     return _mix(scores.reshape(shape), v_BKSH, keep)
 
   head = 4 * G * T * S
-  large = B * K * head > _LARGE and head >= _HEAD
-  if large and bias is None and keep is None:
+  arrays = q_BKRH, k_BKSH, v_BKSH, seen, bias, keep
+  if B * K * head > _LARGE and head >= _HEAD and bias is None and keep is None:
     out = jax.lax.platform_dependent(
-      q_BKRH, k_BKSH, v_BKSH, seen, cpu=_in_turn(some), default=some
+      *arrays[:4], cpu=_in_turn(some), default=some
+    )
+  elif B * K * head > _MEDIUM and B % _PARTS == 0:
+    out = jax.lax.platform_dependent(
+      *arrays, cpu=_side_by_side(some), default=some
     )
   else:
-    out = some(q_BKRH, k_BKSH, v_BKSH, seen, bias, keep)
+    out = some(*arrays)
   out = out.reshape(B, K, G, T, -1).transpose(0, 3, 1, 2, 4)
   return out.reshape(B, T, N, -1).astype(q_BTNH.dtype)
+
+
+def _side_by_side(some):
+  """Does `some` for parts of the batch, which do not wait for each other."""
+
+  def all_of(*arrays):
+    parts = [
+      [x] * _PARTS if x is None or len(x) == 1 else jnp.split(x, _PARTS)
+      for x in arrays
+    ]
+    return jnp.concatenate([some(*part) for part in zip(*parts, strict=True)])
+
+  return all_of
 
 
 def _in_turn(some):

@@ -18,35 +18,57 @@ def test_equals_the_library_of_jax(key):
   np.testing.assert_allclose(got, want, atol=2e-6)
 
 
-@pytest.mark.parametrize("cache", [1, 4 * 2 * 7 * 5 * 2], ids=["1", "2"])
-def test_heads_in_turn_compute_the_same(key, monkeypatch, cache):
-  """One or two key heads at a time, of two query heads each."""
+@pytest.fixture
+def compute(key):
+  """Two query heads a key head: gradients and output, and the program."""
   q, k, v = (
-    jax.random.normal(x, (3, length, heads, 8))
+    jax.random.normal(x, (4, length, heads, 8))
     for x, length, heads in zip(
       jax.random.split(key, 3), (7, 5, 5), (8, 4, 4), strict=True
     )
   )
-  mask = masks.Causal(-1) & masks.KeyPadding(jnp.array([5, 2, 0]))
+  mask = masks.Causal(-1) & masks.KeyPadding(jnp.array([5, 2, 0, 4]))
 
-  def both():
+  def both(**kw):
     def f(q, k, v):
-      out = reference.attend(q, k, v, mask=mask, scale=0.3, **PLAIN)
+      out = reference.attend(q, k, v, mask=mask, scale=0.3, **{**PLAIN, **kw})
       return jnp.sin(out).sum(), out
 
     grad = jax.jit(jax.grad(f, (0, 1, 2), has_aux=True))
     return grad(q, k, v), str(jax.make_jaxpr(f)(q, k, v))
 
-  want, whole = both()
+  return both
+
+
+@pytest.mark.parametrize("cache", [1, 4 * 2 * 7 * 5 * 2], ids=["1", "2"])
+def test_heads_in_turn_compute_the_same(compute, monkeypatch, cache):
+  """One or two key heads at a time."""
+  want, whole = compute()
   monkeypatch.setattr(reference, "_LARGE", 0)
   monkeypatch.setattr(reference, "_HEAD", 0)
   monkeypatch.setattr(reference, "_CACHE", cache)
-  got, turns = both()
+  got, turns = compute()
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want
   )
   assert "scan" in turns and "scan" not in whole
-  assert f"length={12 if cache == 1 else 6}" in turns
+  assert f"length={16 if cache == 1 else 8}" in turns
+
+
+def test_parts_of_the_batch_compute_the_same(compute, key, monkeypatch):
+  """With a bias that all rows share, and weights dropped in each its own."""
+  more = dict(
+    bias=jax.random.normal(key, (1, 8, 7, 5)),
+    dropout_rate=0.5,
+    dropout_seeds=jnp.arange(32, dtype=jnp.uint32).reshape(4, 8),
+  )
+  want, whole = compute(**more)
+  monkeypatch.setattr(reference, "_MEDIUM", 0)
+  got, parts = compute(**more)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want
+  )
+  assert "platform_index" in parts and "platform_index" not in whole
 
 
 def test_large_scores_neither_overflow_nor_lose_their_order(key):
