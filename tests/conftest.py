@@ -19,6 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 FAST = {
   "xla_backend_optimization_level": 0,
   "xla_llvm_disable_expensive_passes": True,
+  "xla_cpu_parallel_codegen_split_count": 1,  # both cores have tests
 }
 if jax.__version_info__ < (0, 11):
   FAST["xla_cpu_use_fusion_emitters"] = False  # gone from later ones
@@ -41,9 +42,9 @@ PROGRAMS = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   PROGRAMS = tempfile.mkdtemp(prefix="mmjax-programs-")
   jax.config.update("jax_compilation_cache_dir", PROGRAMS)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1.0"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
 def pytest_unconfigure():
@@ -60,12 +61,13 @@ def key():
 def draw():
   """Takes a model and its inputs; returns its variables, drawn by numpy.
 
-  Boxed, as `init` returns them; norms and biases do nothing yet. To compile
-  `init`, with a generator of random numbers for each parameter, takes longer
-  than to compile the model.
+  Boxed, as `init` returns them; norms and biases do nothing yet; a parameter
+  is the same whatever others there are. To compile `init`, with a generator of
+  random numbers for each parameter, takes longer than to compile the model.
   """
 
-  def leaf(rng, path, x):
+  def leaf(seed, path, x):
+    rng = np.random.default_rng((seed, *jax.tree_util.keystr(path).encode()))
     name = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)][-1]
     if name in ("scale", "var"):
       return np.ones(x.shape, x.dtype)
@@ -74,12 +76,11 @@ def draw():
     return (0.2 * rng.standard_normal(x.shape)).astype(x.dtype)
 
   def variables(model, *args, seed=0, **keywords):
-    rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(
       lambda: model.init(jax.random.key(0), *args, **keywords)
     )
     return jax.tree_util.tree_map_with_path(
-      lambda path, x: jax.device_put(leaf(rng, path, x)), shapes
+      lambda path, x: jax.device_put(leaf(seed, path, x)), shapes
     )
 
   return variables

@@ -86,7 +86,9 @@ def until_end(ids, prompt, settings):
 LONG = (
   "big_vision_paligemma2",
   "blip_answer",
+  "blip_caption",
   "gemma2",
+  "gemma_grouped",
   "gemma_one_kv",
   "gpt_neo_uneven",
   "paligemma2",

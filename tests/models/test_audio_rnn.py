@@ -12,10 +12,10 @@ from mmjax.models import audio_rnn
 LENGTHS = np.array([9, 2, 5])
 
 
-def made(key, **keywords):
+def made(draw, **keywords):
   model = audio_rnn.build(**{**audio_rnn.TINY, **keywords})
-  audio = jax.random.normal(key, (3, 9, 8))
-  return model, audio, nn.unbox(jax.jit(model.init)(key, audio, LENGTHS))
+  audio = jax.random.normal(jax.random.key(0), (3, 9, 8))
+  return model, audio, nn.unbox(draw(model, audio, LENGTHS))
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_published_parameter_counts(variant, published):
   "pool, cell",
   [("mean", "lstm"), ("last", "gru"), ("none", "lstm")],
 )
-def test_padding_says_nothing(key, pool, cell):
-  model, audio, variables = made(key, pool=pool, cell=cell, depth=2, stride=1)
+def test_padding_says_nothing(draw, pool, cell):
+  model, audio, variables = made(draw, pool=pool, cell=cell, depth=2, stride=1)
   keep = (np.arange(9) < LENGTHS[:, None])[:, :, None]
   apply = jax.jit(model.apply)
   y, out = apply(variables, audio, LENGTHS)
@@ -57,8 +57,8 @@ def test_padding_says_nothing(key, pool, cell):
   assert np.abs(other[0] - y[0]).max() > 1e-4
 
 
-def test_a_sound_is_what_it_is_alone(key):
-  model, audio, variables = made(key, pool="last", depth=1)
+def test_a_sound_is_what_it_is_alone(draw):
+  model, audio, variables = made(draw, pool="last", depth=1)
   y, out = jax.jit(model.apply)(variables, audio, LENGTHS)
   alone, single = jax.jit(model.apply)(variables, audio[2:, :5])
   np.testing.assert_allclose(y[2], alone[0], atol=1e-6)
@@ -87,19 +87,20 @@ def test_frames_side_by_side():
   np.testing.assert_array_equal(same, audio)
 
 
-def test_pools_and_classes(key):
+def test_pools_and_classes(key, draw):
   one = dict(depth=1)
-  model, audio, variables = made(key, pool="none", num_classes=3, **one)
+  model, audio, variables = made(draw, pool="none", num_classes=3, **one)
   (y, out), _ = jax.eval_shape(model.init_with_output, key, audio, LENGTHS)
   assert y.shape == (3, 5, 3) and out["pre_logits"].shape == (3, 5, 32)
   y, out = jax.jit(model.apply)(variables, audio, LENGTHS)
-  np.testing.assert_array_equal(y, 0)  # the head starts at zero
-  mean = made(key, pool="mean", **one)
+  head = variables["params"]["head"]["kernel"]
+  np.testing.assert_allclose(y, out["pre_logits"] @ head, atol=1e-5)
+  mean = made(draw, pool="mean", **one)
   y, out = jax.jit(mean[0].apply)(mean[2], audio, LENGTHS)
   for row, length in enumerate((5, 1, 3)):
     want = out["tokens"][row, :length].mean(0)
     np.testing.assert_allclose(y[row], want, atol=1e-6)
-  last = made(key, pool="last", **one)
+  last = made(draw, pool="last", **one)
   y, out = jax.jit(last[0].apply)(last[2], audio, LENGTHS)
   for row, length in enumerate((5, 1, 3)):
     tokens = out["tokens"][row]
@@ -107,8 +108,8 @@ def test_pools_and_classes(key):
     np.testing.assert_allclose(y[row], want, atol=1e-6)
 
 
-def test_dropout_needs_train(key):
-  model, audio, variables = made(key, dropout=0.5, depth=2)
+def test_dropout_needs_train(key, draw):
+  model, audio, variables = made(draw, dropout=0.5, depth=2)
   plain, _ = model.apply(variables, audio)
   rngs = {"dropout": key}
   still, _ = model.apply(variables, audio, rngs=rngs)

@@ -11,12 +11,12 @@ from mmjax.models import bert
 TOKENS = jnp.array([[5, 6, 7, 0, 0, 0], [8, 3, 9, 63, 2, 1]])
 
 
-def run(key, **kw):
+def run(draw, **kw):
   """Returns a function of the call's arguments, always the same weights."""
   given = dict(bert.TINY, masked_words=False, next_sentence=False, depth=1)
   given |= kw
   model = bert.build(**given)
-  variables = nn.unbox(jax.jit(model.init)(key, TOKENS))
+  variables = nn.unbox(draw(model, TOKENS))
   apply = jax.jit(model.apply)
   return lambda *args: apply(variables, *args)
 
@@ -68,33 +68,33 @@ POOLS = pytest.mark.parametrize(
 
 
 @POOLS
-def test_one_vector_a_text_without_its_padding(key, pool):
-  embed = run(key, pool=pool)
+def test_one_vector_a_text_without_its_padding(draw, pool):
+  embed = run(draw, pool=pool)
   y = embed(TOKENS)
   assert y.shape == (2, 32)
   np.testing.assert_allclose(embed(TOKENS[:1, :3])[0], y[0], atol=1e-5)
   # Negative control: with padding in sight it matters.
-  seen = run(key, pool=pool, mask_pad=False)
+  seen = run(draw, pool=pool, mask_pad=False)
   assert np.abs(seen(TOKENS[:1, :3])[0] - seen(TOKENS)[0]).max() > 1e-4
 
 
 @POOLS
-def test_pools_are_of_the_tokens(key, pool):
-  x, out = run(key)(TOKENS)
+def test_pools_are_of_the_tokens(draw, pool):
+  x, out = run(draw)(TOKENS)
   want = {
     "mean": jnp.stack([x[0, :3].mean(0), x[1].mean(0)]),
     "cls": x[:, 0],
     "pooler": out["pooled"],
   }[pool]
   given = dict(pool=pool, pooler=True)
-  np.testing.assert_allclose(run(key, **given)(TOKENS), want, atol=1e-5)
-  unit = run(key, **given, normalise=True)(TOKENS)
+  np.testing.assert_allclose(run(draw, **given)(TOKENS), want, atol=1e-5)
+  unit = run(draw, **given, normalise=True)(TOKENS)
   length = np.linalg.norm(want, axis=-1, keepdims=True)
   np.testing.assert_allclose(unit, want / length, atol=1e-5)
 
 
-def test_masked_tokens_are_not_seen_wherever_they_stand(key):
-  encode = run(key)
+def test_masked_tokens_are_not_seen_wherever_they_stand(draw):
+  encode = run(draw)
   mask = jnp.array([[1, 0, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]])
   x, _ = encode(TOKENS, mask)
   moved, _ = encode(TOKENS.at[0, 1].set(33).at[0, 4].set(44), mask)
@@ -106,8 +106,8 @@ def test_masked_tokens_are_not_seen_wherever_they_stand(key):
   assert np.abs(everywhere[0, 0] - encode(TOKENS)[0][0, 0]).max() > 1e-4
 
 
-def test_types_matter(key):
-  encode = run(key)
+def test_types_matter(draw):
+  encode = run(draw)
   mask = jnp.ones_like(TOKENS)
   x, _ = encode(TOKENS, mask)
   same, _ = encode(TOKENS, mask, jnp.zeros_like(TOKENS))
@@ -116,19 +116,19 @@ def test_types_matter(key):
   assert np.abs(x - other).max() > 1e-3
 
 
-def test_norms_come_after_branches(key):
+def test_norms_come_after_branches(draw):
   # So that each token leaves with mean 0 and variance 1 at the start.
-  x, _ = run(key)(TOKENS)
+  x, _ = run(draw)(TOKENS)
   np.testing.assert_allclose(x.mean(-1), 0, atol=1e-5)
   np.testing.assert_allclose(x.std(-1), 1, atol=1e-4)
 
 
-def test_offset_positions_skip_padding(key):
-  encode = run(key, offset=0, length=9, pool="cls")
+def test_offset_positions_skip_padding(draw):
+  encode = run(draw, offset=0, length=9, pool="cls")
   a = encode(jnp.array([[5, 6, 7, 0, 0]]))
   b = encode(jnp.array([[5, 0, 6, 0, 7]]))
   np.testing.assert_allclose(a, b, atol=1e-5)
-  c = run(key, length=9, pool="cls")(jnp.array([[5, 0, 6, 0, 7]]))
+  c = run(draw, length=9, pool="cls")(jnp.array([[5, 0, 6, 0, 7]]))
   assert np.abs(a - c).max() > 1e-3
 
 

@@ -47,18 +47,19 @@ def test_features_of_odd_and_oblong_images(key):
   np.testing.assert_allclose(alone, y[1:], atol=1e-5)
 
 
-def test_filters_are_standardised(key):
+def test_filters_are_standardised(key, draw):
   model = bit.build(**bit.TINY)
   image = jax.random.normal(key, (2, 21, 16, 3))
-  variables = nn.unbox(jax.jit(model.init)(key, image))
+  variables = nn.unbox(draw(model, image))
+  apply = jax.jit(model.apply)
 
   def move(path, x):
     return 3 * x + 1 if x.ndim >= 4 else x
 
   moved = jax.tree_util.tree_map_with_path(move, variables)
   for want, got in zip(
-    jax.jit(model.apply)(variables, image)[1].values(),
-    jax.jit(model.apply)(moved, image)[1].values(),
+    apply(variables, image)[1].values(),
+    apply(moved, image)[1].values(),
     strict=True,
   ):
     np.testing.assert_allclose(got, want, atol=1e-3)
