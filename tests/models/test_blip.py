@@ -30,7 +30,7 @@ def test_published_counts(task, pixels, published):
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(draw):
   model = build.build("models", name="blip", **blip.TINY)
   rng = np.random.default_rng(0)
   inputs = dict(
@@ -39,7 +39,7 @@ def tiny():
     mask=np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
     decoder_tokens=rng.integers(1, 64, (2, 4)).astype(np.int32),
   )
-  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), **inputs))
+  params = nn.unbox(draw(model, **inputs))
   return model, params, inputs, jax.jit(model.apply)
 
 

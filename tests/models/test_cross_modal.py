@@ -12,14 +12,12 @@ SMALL = dict(text_depth=1, region_depth=1, cross_depth=1)
 
 
 @pytest.fixture(scope="module")
-def encode():
+def encode(draw):
   """Returns a function of the call's arguments, always the same weights."""
   model = cross_modal.build(**cross_modal.TINY | SMALL)
   features = jax.random.normal(jax.random.key(1), (2, 4, 12))
   boxes = jax.random.uniform(jax.random.key(2), (2, 4, 4))
-  variables = nn.unbox(
-    jax.jit(model.init)(jax.random.key(0), TOKENS, features, boxes)
-  )
+  variables = nn.unbox(draw(model, TOKENS, features, boxes))
   apply = jax.jit(model.apply)
 
   def call(tokens=TOKENS, features=features, boxes=boxes, **masks):

@@ -30,8 +30,8 @@ def image():
 
 
 @pytest.fixture(scope="module")
-def variables(image):
-  return nn.unbox(jax.jit(tiny().init)(jax.random.key(0), image))
+def variables(image, draw):
+  return nn.unbox(draw(tiny(), image))
 
 
 def conv(size, given, made):

@@ -27,9 +27,9 @@ def image():
 
 
 @pytest.fixture(scope="module")
-def variables(image):
+def variables(image, draw):
   """Codes of the vectors' size, so that many of them are used."""
-  made = nn.unbox(jax.jit(tiny().init)(jax.random.key(0), image))
+  made = nn.unbox(draw(tiny(), image))
   shape = made["params"]["codebook"]["table"].shape
   table = jax.random.normal(jax.random.key(2), shape)
   made["params"]["codebook"]["table"] = table
