@@ -157,7 +157,17 @@ class Call:
     """Returns which window a step has."""
     return step.k - step.q + self.steps.shape[0] - 1
 
-  def run(self, kernel, name, extra, outs, scratch, products, parallel):
+  def run(
+    self,
+    kernel,
+    name,
+    extra,
+    outs,
+    scratch,
+    products,
+    parallel,
+    memory: int | None = None,
+  ):
     """Calls a kernel.
 
     Args:
@@ -169,6 +179,7 @@ class Call:
       scratch: shapes of scratch memory.
       products: multiplications of matrices of width H, for the cost.
       parallel: how many axes of the grid may run in any order.
+      memory: bytes a program may take, or None for `VMEM`.
     """
     q = self.inputs[0]
     pairs = q.shape[0] * self.heads * self.steps.static
@@ -198,7 +209,7 @@ class Call:
           "parallel" if i < parallel else "arbitrary"
           for i in range(len(self.grid))
         ),
-        vmem_limit_bytes=VMEM,
+        vmem_limit_bytes=memory or VMEM,
       ),
     )(*self.scalars, *self.inputs, *(x for x, _ in extra))
 
@@ -283,11 +294,12 @@ class Tile:
 
   def each_kind(self, body: Callable[[bool], None]) -> None:
     """Runs body(partial) unless the tile is empty."""
-    call = self.call
-    may_be_full = call.rule.mask is None or call.steps.table is not None
-    if call.steps.table is None:
-      may_be_full = call.steps.kinds[0] == blocks.FULL
-    if may_be_full:
+    kind, *tails = self.call.steps.kinds
+    table = self.call.steps.table
+    if table is None and kind == blocks.FULL and not any(tails):
+      body(False)
+      return
+    if table is not None or kind == blocks.FULL:
       pl.when(self.step.kind == blocks.FULL)(lambda: body(False))
     pl.when(self.step.kind == blocks.PARTIAL)(lambda: body(True))
 
