@@ -66,6 +66,8 @@ class Case(NamedTuple):
 
 
 TABLES = ("attention_flash", "splash")  # parts of names of kernels
+
+
 def chosen(case: Case) -> Any:
   """Returns the tiles of ours: those of the case, or what the chip would take.
 

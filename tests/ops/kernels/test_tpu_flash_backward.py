@@ -56,7 +56,9 @@ def test_one_kernel_and_two_give_the_same(length, monkeypatch):
   plan = tpu_flash.Plan(rule, Flash(32, 16), True)
   rng = np.random.default_rng(0)
   shapes = [(1, n, length, 8) for n in (4, 2, 2, 4)]
-  q, k, v, d_out = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
+  q, k, v, d_out = (
+    jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes
+  )
 
   def step():
     _, pull = jax.vjp(
