@@ -272,10 +272,12 @@ def figures(
   cases = [Case(chip, name, "partial", sizes, width)]
   if name == "ours":
     cases.append(cases[0]._replace(kind="full"))
-  found = [estimate(case) for case in cases]
-  for each in found:
+  found: list[Found] = []
+  for case in cases:
+    each = estimate(case)
     if isinstance(each, str):
       return each
+    found.append(each)
   partial, full = found[0], found[-1]
   if partial.bundles != full.bundles:  # never one kind beside the other
     return "simulated for one kind of block alone"
