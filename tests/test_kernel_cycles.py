@@ -12,6 +12,7 @@ from mmjax.ops.kernels import tiles
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "tools"))
 import kernel_cycles as cycles
+import tpu_compiler
 
 WRITTEN = """hlo_op_estimate {
   hlo_op_name: "attention_whole.1"
@@ -26,7 +27,7 @@ def test_an_operation_counts_as_often_as_it_is_there(tmp_path):
   name = "attention_whole.1_static_llo_profile.textproto"
   (tmp_path / name).write_text(WRITTEN)
   (tmp_path / "unrelated.txt").write_text(WRITTEN)
-  assert cycles.parse(tmp_path) == {"attention_whole.1": 2 * 45607}
+  assert tpu_compiler.parse(tmp_path) == {"attention_whole.1": 2 * 45607}
 
 
 def test_products_of_vit_by_hand():
@@ -73,7 +74,7 @@ def test_bundles_are_counted_where_the_simulator_aborts(monkeypatch):
       (pathlib.Path(folder) / name).write_text(text)
     return subprocess.CompletedProcess(command, 0, "straight [4, 2]\n", "")
 
-  monkeypatch.setattr(cycles.subprocess, "run", run)
+  monkeypatch.setattr(tpu_compiler.subprocess, "run", run)
   case = cycles.Case("v5e", "ours", cycles.SHAPES["vit"], False)
   figure, note = cycles.estimate(case)
   assert figure == 2_000 / 4 and note.startswith("~")

@@ -59,6 +59,22 @@ def mask_of(shape: Shape) -> Any:
   return masks.Causal() if shape.causal else None
 
 
+def padding(shape: Shape) -> int:
+  """Returns the tokens that rivals are handed beside the shape's."""
+  return -shape.keys % (128 if shape.keys <= 768 else 512)
+
+
+def block_of_flash(shape: Shape) -> int:
+  """Returns queries and keys of a block of in-tree flash."""
+  length = shape.keys + padding(shape)
+  return length if length <= 768 else 512
+
+
+def steps_of_flash(shape: Shape) -> int:
+  """Returns the blocks of a head that in-tree flash computes."""
+  return ((shape.keys + padding(shape)) // block_of_flash(shape)) ** 2
+
+
 def contestant(name: str, shape: Shape, tiles: Any = None) -> Any:
   """Returns a function of q, k and v, each [B N S H]; tiles are for ours."""
   import jax
@@ -69,7 +85,7 @@ def contestant(name: str, shape: Shape, tiles: Any = None) -> Any:
   if shape.mask and name not in ("ours", "xla"):
     raise SystemExit(f"{name} has no mask {shape.mask!r}")
   scale = shape.head_dim**-0.5
-  pad = -shape.keys % (128 if shape.keys < 512 else 512)
+  pad = padding(shape)
   padded = [(0, 0), (0, 0), (0, pad), (0, 0)]
 
   if name in ("ours", "xla"):
@@ -94,7 +110,7 @@ def contestant(name: str, shape: Shape, tiles: Any = None) -> Any:
   if name == "flash":
     from jax.experimental.pallas.ops.tpu import flash_attention as module
 
-    block = min(512, shape.keys + pad)
+    block = block_of_flash(shape)
     sizes = module.BlockSizes(
       block_b=1, **dict.fromkeys(_blocks(module), block)
     )
@@ -120,7 +136,7 @@ def contestant(name: str, shape: Shape, tiles: Any = None) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as module
 
     T, N = shape.queries + pad, shape.heads
-    sizes: Any = dict.fromkeys(_blocks(module), min(512, T))
+    sizes: Any = dict.fromkeys(_blocks(module), block_of_flash(shape))
     kind = module.CausalMask if shape.causal else module.FullMask
     kernel = module.make_splash_mha(
       module.MultiHeadMask([kind((T, T))] * N),

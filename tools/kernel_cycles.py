@@ -22,22 +22,20 @@ Rejected, with the reason in place of a figure:
 
 Where the simulator aborts on ours, as it does on v5e, the figure is marked "~"
 and counts the instruction bundles of our kernels, a bundle a cycle: code that
-is laid out once, over the heads in it. It knows no waiting for memory.
+is laid out once, over the heads in it. It knows no waiting for memory. With
+--bundles that of in-tree flash is counted too, all its code for each block, so
+that both figures are of one kind: "~" goes beside "~" and nothing else.
 """
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
-import os
-import pathlib
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import tpu_compiler
 from attention_contestants import (
   CONTESTANTS,
   SHAPES,
@@ -45,7 +43,9 @@ from attention_contestants import (
   contestant,
   flops,
   mask_of,
+  steps_of_flash,
 )
+from tpu_compiler import CHIPS
 
 
 class Case(NamedTuple):
@@ -65,33 +65,7 @@ class Case(NamedTuple):
   tiles: Any = None
 
 
-class Chip(NamedTuple):
-  """A topology of compile-only devices, and its peak in bfloat16.
-
-  peak: floating point operations a cycle of one core, from the published
-  FLOP/s over the clock (v5e 197 T at 1.5 GHz, v5p 459 T at 1.75, v6e 918 T at
-  1.75; tpu7x 2,307 T for two cores at 2.2, clocks assumed).
-  """
-
-  topology: str
-  peak: float
-
-
-CHIPS = {
-  "v5e": Chip("v5e:2x2", 131_000),
-  "v5p": Chip("v5p:2x2x1", 262_000),
-  "v6e": Chip("v6e:2x2", 525_000),
-  "tpu7x": Chip("tpu7x:2x2x1", 524_000),
-}
-INSTALL = "pip install --no-deps --target /tmp/libtpu libtpu==0.0.42.1"
 TABLES = ("attention_flash", "splash")  # parts of names of kernels
-ENVIRONMENT = dict(
-  ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-  TPU_SKIP_MDS_QUERY="1",
-  TPU_ACCELERATOR_TYPE="v5litepod-16",
-  TPU_WORKER_HOSTNAMES="localhost",
-  JAX_PLATFORMS="cpu",
-)
 
 
 def chosen(case: Case) -> Any:
@@ -123,18 +97,8 @@ def compile_one(case: Case) -> None:
   """Compiles a contestant for the chip; the compiler writes its estimates."""
   import jax
   import jax.numpy as jnp
-  import numpy as np
-  from jax.experimental import topologies
-  from jax.experimental.layout import Format, Layout
-  from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
   shape = case.shape
-  device = topologies.get_topology_desc(
-    platform="tpu", topology_name=CHIPS[case.chip].topology
-  ).devices[0]
-  mesh = Mesh(np.array([device]), ("x",))
-  # Else XLA would choose other layouts for the arguments, and copy.
-  place = Format(Layout((0, 1, 2, 3)), NamedSharding(mesh, PartitionSpec()))
   sizes = (shape.queries, shape.heads), (shape.keys, shape.kv_heads)
   q, k = (
     jax.ShapeDtypeStruct(
@@ -159,10 +123,7 @@ def compile_one(case: Case) -> None:
     return out, back(g)
 
   program, arguments = (both, [q, k, k, q]) if case.backward else (f, [q, k, k])
-  with jax.set_mesh(mesh):
-    jax.jit(program, in_shardings=place, out_shardings=place).lower(
-      *arguments
-    ).compile()
+  tpu_compiler.compile_for(case.chip, program, arguments)
 
 
 def straight(tiles: Any, shape: Shape) -> list[int]:
@@ -186,84 +147,53 @@ def laid(tiles: Any) -> int:
 
 def simulate(case: Case) -> tuple[dict[str, int], str]:
   """Returns the cycles of each operation, and why there are none, or ""."""
-  found, done = _compile(case, "--xla_jf_dump_static_llo_profile_to={}", parse)
-  if not done.returncode:
-    return found, ""
-  said = re.findall(
-    r"^.*(?:Error|CHECK|Unsupported|FIFO).*$", done.stderr, re.MULTILINE
+  found, done = tpu_compiler.compile_apart(
+    case, tpu_compiler.SIMULATE, tpu_compiler.parse, __file__
   )
-  return {}, f"aborted: {said[-1][:100] if said else 'no reason given'}"
+  if done.returncode:
+    return {}, tpu_compiler.reason(done)
+  return found, ""
 
 
 def count(case: Case) -> dict[str, float]:
-  """Returns bundles of ours over the heads in them, forward and backward."""
-  found, done = _compile(
+  """Returns bundles a head of the kernels of ours, or of flash."""
+  ours = case.name == "ours"
+  found, done = tpu_compiler.compile_apart(
     case,
-    "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true "
-    "--xla_jf_dump_llo_pass_label_regex=.*final.*",
-    bundles,
+    tpu_compiler.DUMP,
+    lambda folder: tpu_compiler.bundles(
+      folder, "attention_whole" if ours else "flash_"
+    ),
+    __file__,
   )
-  said = re.search(r"^straight (.*)$", done.stdout, re.MULTILINE)
-  if done.returncode or said is None:
+  if done.returncode:
     return {}
-  heads = json.loads(said[1])
+  if not ours:
+    return {name: n * steps_of_flash(case.shape) for name, n in found.items()}
+  said = re.search(r"^straight (.*)$", done.stdout, re.MULTILINE)
+  heads = json.loads(said[1]) if said else [0]
   if not all(heads):
     return {}
   return {name: n / heads["backward" in name] for name, n in found.items()}
 
 
-def _compile(case: Case, flags: str, read: Any) -> tuple[Any, Any]:
-  """Compiles in a process with flags of a folder; returns what `read` reads."""
-  with tempfile.TemporaryDirectory() as folder:
-    done = subprocess.run(
-      [sys.executable, __file__, "--one", json.dumps(case)],
-      env={
-        **os.environ,
-        **ENVIRONMENT,
-        "LIBTPU_INIT_ARGS": flags.format(folder),
-      },
-      capture_output=True,
-      text=True,
-    )
-    return read(pathlib.Path(folder)), done
+def estimate(case: Case, only: bool = False) -> tuple[float | None, str]:
+  """Returns cycles a head, or None, and a note.
 
-
-def estimate(case: Case) -> tuple[float | None, str]:
-  """Returns cycles a head, or None, and a note."""
-  found, why = simulate(case)
-  if why and case.name == "ours":
+  Args:
+    case: what to compile.
+    only: count bundles, of ours and flash.
+  """
+  if only and case.name not in ("ours", "flash"):
+    return None, "not counted"
+  found, why = ({}, "not counted") if only else simulate(case)
+  if why and (only or case.name == "ours"):
     per_head = count(case)
     if per_head:
       total = sum(per_head.values()) * case.shape.batch * case.shape.heads
       figure, note = judge({"bundles": round(total)}, case)
       return figure, f"~ bundles, no waiting; {note}"
   return (None, why) if why else judge(found, case)
-
-
-def parse(folder: pathlib.Path) -> dict[str, int]:
-  """Returns the cycles of each operation that the compiler wrote down."""
-  found: dict[str, int] = {}
-  for path in folder.glob("*_static_llo_profile.textproto"):
-    text = path.read_text(errors="replace")
-    name = path.name.removesuffix("_static_llo_profile.textproto")
-    cycles = _field(text, "estimated_cycles")
-    found[name] = cycles * _field(text, "num_equivalent_hlos")
-  return found
-
-
-def bundles(folder: pathlib.Path) -> dict[str, int]:
-  """Returns how many bundles each of our kernels is, of those written down."""
-  found: dict[str, int] = {}
-  for path in folder.glob("*attention_whole*per-bundle-utilization.txt"):
-    rows = re.findall(r"^\d+(?: \d+)+$", path.read_text(), re.MULTILINE)
-    kernel = re.sub(r"^\d+-|-\d+-final_hlo.*$", "", path.name)
-    found[kernel] = len(rows)
-  return found
-
-
-def _field(text: str, name: str) -> int:
-  match = re.search(rf"^\s*{name}: (-?\d+)", text, re.MULTILINE)
-  return int(match[1]) if match else 0
 
 
 def judge(found: dict[str, int], case: Case) -> tuple[float | None, str]:
@@ -289,14 +219,6 @@ def _row(chip: str, shape: str, name: str, *both: Any) -> str:
   )
 
 
-def libtpu(parser: argparse.ArgumentParser) -> str:
-  """Returns the compiler's version; ends with an error where there is none."""
-  try:
-    return importlib.metadata.version("libtpu")
-  except importlib.metadata.PackageNotFoundError:
-    parser.error(f"no TPU compiler: {INSTALL}, then PYTHONPATH=/tmp/libtpu")
-
-
 def names(
   parser: argparse.ArgumentParser, word: str, given: str, known: Iterable[str]
 ) -> list[str]:
@@ -317,13 +239,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--shapes", default=",".join(SHAPES))
   parser.add_argument("--contestants", default=",".join(CONTESTANTS))
   parser.add_argument("--backward", action="store_true", help="and forward")
+  parser.add_argument("--bundles", action="store_true", help="and no cycles")
   parser.add_argument("--one", help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
   if args.one:
     chip, name, shape, *rest = json.loads(args.one)
     compile_one(Case(chip, name, Shape(*shape), *rest))
     return 0
-  libtpu(parser)
+  tpu_compiler.libtpu(parser)
   chips = names(parser, "--chips", args.chips, CHIPS)
   shapes = names(parser, "--shapes", args.shapes, SHAPES)
   contestants = names(parser, "--contestants", args.contestants, CONTESTANTS)
@@ -339,7 +262,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(_row(chip, key, "ideal", (ideal, ""), (ideal, "")), flush=True)
       for name in contestants:
         first = Case(chip, name, shape, args.backward)
-        both = estimate(first), estimate(first._replace(model=True))
+        both = [
+          estimate(case, args.bundles)
+          for case in (first, first._replace(model=True))
+        ]
         print(_row(chip, key, name, *both), flush=True)
   return 0
 

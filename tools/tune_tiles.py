@@ -22,8 +22,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import kernel_cycles
+import tpu_compiler
 from attention_contestants import SHAPES, Shape
-from kernel_cycles import CHIPS, Case
+from kernel_cycles import Case
+from tpu_compiler import CHIPS
 
 from mmjax.ops.kernels import tiles
 from mmjax.ops.kernels.tiles import Entry, Flash, Key, Whole
@@ -170,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   chips = kernel_cycles.names(parser, "--chips", args.chips, CHIPS)
   shapes = kernel_cycles.names(parser, "--shapes", args.shapes, SHAPES)
-  version = kernel_cycles.libtpu(parser)
+  version = tpu_compiler.libtpu(parser)
   table = dict(tiles.TABLE)
   for name, chip in itertools.product(shapes, chips):
     tries = []

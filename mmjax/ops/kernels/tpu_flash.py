@@ -157,7 +157,17 @@ class Call:
     """Returns which window a step has."""
     return step.k - step.q + self.steps.shape[0] - 1
 
-  def run(self, kernel, name, extra, outs, scratch, products, parallel):
+  def run(
+    self,
+    kernel,
+    name,
+    extra,
+    outs,
+    scratch,
+    products,
+    parallel,
+    memory: int | None = None,
+  ):
     """Calls a kernel.
 
     Args:
@@ -169,6 +179,7 @@ class Call:
       scratch: shapes of scratch memory.
       products: multiplications of matrices of width H, for the cost.
       parallel: how many axes of the grid may run in any order.
+      memory: bytes a program may take, or None for `VMEM`.
     """
     q = self.inputs[0]
     pairs = q.shape[0] * self.heads * self.steps.static
@@ -198,7 +209,7 @@ class Call:
           "parallel" if i < parallel else "arbitrary"
           for i in range(len(self.grid))
         ),
-        vmem_limit_bytes=VMEM,
+        vmem_limit_bytes=memory or VMEM,
       ),
     )(*self.scalars, *self.inputs, *(x for x, _ in extra))
 
@@ -283,11 +294,12 @@ class Tile:
 
   def each_kind(self, body: Callable[[bool], None]) -> None:
     """Runs body(partial) unless the tile is empty."""
-    call = self.call
-    may_be_full = call.rule.mask is None or call.steps.table is not None
-    if call.steps.table is None:
-      may_be_full = call.steps.kinds[0] == blocks.FULL
-    if may_be_full:
+    kind, *tails = self.call.steps.kinds
+    table = self.call.steps.table
+    if table is None and kind == blocks.FULL and not any(tails):
+      body(False)
+      return
+    if table is not None or kind == blocks.FULL:
       pl.when(self.step.kind == blocks.FULL)(lambda: body(False))
     pl.when(self.step.kind == blocks.PARTIAL)(lambda: body(True))
 
@@ -300,7 +312,9 @@ def _clean(x: jax.Array, first: Any, length: int, partial: bool) -> jax.Array:
 
 
 def _kernel(call: Call, *refs):
-  t = Tile(call, refs, keys=1)
+  # Keys along the sublanes: what is kept of a query is a lane, and the maximum
+  # and the sum of its keys are those of whole registers.
+  t = Tile(call, refs, keys=0)
   q_ref, k_ref, v_ref = t.refs[:3]
   out_ref, lse_ref, top_ref, total_ref, sum_ref = t.rest
 
@@ -313,14 +327,14 @@ def _kernel(call: Call, *refs):
   def body(partial):
     s, _ = t.scores(q_ref[...], k_ref[...], partial)
     old = top_ref[...]
-    top = jnp.maximum(old, s.max(1, keepdims=True))
+    top = jnp.maximum(old, s.max(0, keepdims=True))
     top_ref[...] = top
     shrink = tile.power(call.rule, old - top)
     p = tile.power(call.rule, s - top)
-    total_ref[...] = total_ref[...] * shrink + p.sum(1, keepdims=True)
+    total_ref[...] = total_ref[...] * shrink + p.sum(0, keepdims=True)
     v = t.per_key(v_ref, partial)
     sum_ref[...] = sum_ref[...] * shrink + tile.dot(
-      t.thin(p).astype(v.dtype), v, 1, 0
+      v, t.thin(p).astype(v.dtype), 0, 0
     )
 
   t.each_kind(body)
@@ -328,18 +342,19 @@ def _kernel(call: Call, *refs):
   @pl.when(t.step.last)
   def _():
     total = total_ref[...]
-    out_ref[...] = (sum_ref[...] * tile.inverse(total)).astype(out_ref.dtype)
+    out_ref[...] = (sum_ref[...] * tile.inverse(total)).T.astype(out_ref.dtype)
     # Of a row that sees nothing: infinite, so that its weights come out 0.
-    lse = jnp.where(
+    lse_ref[...] = jnp.where(
       total == 0.0, jnp.inf, top_ref[...] + tile.logarithm(call.rule, total)
     )
-    lse_ref[...] = lse.reshape(lse_ref.shape)
 
 
 def forward(plan: Plan, args: Sequence[Any]) -> tuple[jax.Array, jax.Array]:
   """Returns the output [B N T H'] and the log of sums [B N 1 T]."""
-  q, v = args[0], args[2]
+  q, _, v, bias = args[:4]
   B, N, T, _ = q.shape
+  if plan.rule.band:
+    args = (*args[:3], tpu_band.turned(bias), *args[4:])
   call = Call(plan, args, grid=(B, N, None), place=lambda b, n, p: (b, n, p))
   out = jax.ShapeDtypeStruct((B, N, T, v.shape[-1]), q.dtype)
   lse = jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32)
@@ -348,7 +363,7 @@ def forward(plan: Plan, args: Sequence[Any]) -> tuple[jax.Array, jax.Array]:
     "attention_flash",
     [],
     [(out, call.of_queries(v.shape[-1])), (lse, call.of_rows())],
-    [pltpu.VMEM((call.block_q, n), jnp.float32) for n in (1, 1, v.shape[-1])],
+    [pltpu.VMEM((n, call.block_q), jnp.float32) for n in (1, 1, v.shape[-1])],
     products=2,
     parallel=2,
   )

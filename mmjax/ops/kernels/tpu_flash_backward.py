@@ -1,9 +1,11 @@
 """Gradients of `tpu_flash`, and the whole with its derivative.
 
-Two kernels, for the queries and for the keys and values, each computing the
-weights again from q, k and the log of their sums: nothing of T x S, and no
-partial sums, go to HBM. A bias that is trained has a third: its gradient is
-summed over the rows and heads that share it, before it is written.
+One kernel goes along the keys, computes the weights again from q, k and the log
+of their sums, and keeps the gradients of all queries of a key head in vector
+memory until the last block: nothing of T x S, and no partial sums, go to HBM.
+Where they are too many (above 32k of a head of 128 in bfloat16), the queries
+have a kernel of their own. A bias that is trained has one more: its gradient
+is summed over the rows and heads that share it, before it is written.
 """
 
 import functools
@@ -18,6 +20,11 @@ from jax.experimental.pallas import tpu as pltpu
 from mmjax.ops.kernels import tpu_band, tpu_flash
 from mmjax.ops.kernels import tpu_scores as tile
 from mmjax.ops.kernels.tpu_flash import Call, Plan, Tile
+
+# Bytes of the queries' gradients that are kept in vector memory, at most, and
+# what the rest of a program is left: in all less than the 64 MiB of v5p.
+_MOST = 32 * 2**20
+_TILES = 28 * 2**20
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -51,15 +58,27 @@ def _pull(plan, kept, d_out):
     "BNTH,BNTH->BNT", out, d_out, preferred_element_type=jnp.float32
   )[:, :, None]
   rows = (d_out, lse, shift)
-  d_k, d_v = _of_keys(plan, args, rows)
+  fused = _kept(plan, *args[:2]) <= _MOST
+  d_k, d_v, *rest = _of_keys(plan, args, rows, fused)
+  d_q = rest[0] if fused else _of_queries(plan, args, rows)
   d_bias: Any = None
   if bias is not None:
     d_bias = (_of_band if plan.rule.band else _of_bias)(plan, args, rows)
   none = tuple(None for _ in leaves)
-  return _of_queries(plan, args, rows), d_k, d_v, d_bias, none, None
+  return d_q, d_k, d_v, d_bias, none, None
 
 
 attend.defvjp(_keep, _pull)
+
+
+def _kept(plan: Plan, q: jax.Array, k: jax.Array) -> int:
+  """Returns the bytes of the queries' gradients of a key head.
+
+  Once as sums in float32, and twice as blocks that are written.
+  """
+  (_, N, T, H), block = q.shape, min(plan.tiles.block_q, q.shape[2])
+  length, width = -(-T // block) * block, -(-H // 128) * 128
+  return N // k.shape[1] * length * width * (4 + 2 * q.dtype.itemsize)
 
 
 def _extra(call: Call, rows: Sequence[jax.Array]) -> list[Any]:
@@ -129,12 +148,12 @@ def _queries_kernel(call: Call, *refs):
     dq_ref[...] = sum_ref[...].astype(dq_ref.dtype)
 
 
-def _of_keys(plan, args, rows):
+def _of_keys(plan, args, rows, fused: bool):
   q, k, v, bias = args[:4]
   if plan.rule.band:
     args = (q, k, v, tpu_band.turned(bias), *args[4:])
   B, K = k.shape[:2]
-  G = q.shape[1] // K
+  (_, _N, T, H), G = q.shape, q.shape[1] // K
   # Heads that share keys come innermost: their sum stays in place.
   call = Call(
     plan,
@@ -143,47 +162,98 @@ def _of_keys(plan, args, rows):
     place=lambda b, n, p, g: (b, n * G + g, p),
     keys_major=True,
   )
+  outs = [
+    (jax.ShapeDtypeStruct(x.shape, x.dtype), call.of_keys(x.shape[-1]))
+    for x in (k, v)
+  ]
+  scratch = [
+    pltpu.VMEM((call.block_k, x.shape[-1]), jnp.float32) for x in (k, v)
+  ]
+  if fused:
+    spec = call.spec((G, T, H), lambda b, n, s: (b, n // G, 0, 0), lead=1)
+    outs.append((jax.ShapeDtypeStruct(q.shape, q.dtype), spec))
+    size = (G, call.steps.shape[0], call.block_q, H)
+    scratch.append(pltpu.VMEM(size, jnp.float32))
   return call.run(
-    _keys_kernel,
-    "attention_flash_dkv",
+    functools.partial(_keys_kernel, fused),
+    "attention_flash_backward" if fused else "attention_flash_dkv",
     _extra(call, rows),
-    [
-      (jax.ShapeDtypeStruct(x.shape, x.dtype), call.of_keys(x.shape[-1]))
-      for x in (k, v)
-    ],
-    [pltpu.VMEM((call.block_k, x.shape[-1]), jnp.float32) for x in (k, v)],
-    products=4,
+    outs,
+    scratch,
+    products=5 if fused else 4,
     parallel=2,
+    memory=max(tpu_flash.VMEM, _kept(plan, q, k) + _TILES) if fused else None,
   )
 
 
-def _keys_kernel(call: Call, *refs):
+def _keys_kernel(fused: bool, call: Call, *refs):
   t = Tile(call, refs, keys=0)
   q_ref, k_ref, v_ref = t.refs[:3]
-  d_out_ref, outs, sums = t.rest[0], t.rest[3:5], t.rest[5:]
-  g = t.programs[3]
+  d_out_ref = t.rest[0]
+  outs, sums = t.rest[3 : 5 + fused], t.rest[5 + fused :]
+  p, g = t.programs[2:]
 
   @pl.when(t.step.first & (g == 0))
   def _():
-    for ref in sums:
+    for ref in sums[:2]:
       ref[...] = jnp.zeros(ref.shape, jnp.float32)
+
+  if fused:
+    pl.when((p == 0) & (g == 0))(lambda: _clear(sums[2]))
 
   def body(partial):
     q, d_out = t.queries(q_ref, partial), t.queries(d_out_ref, partial)
-    p, ds, slope = _gradient(t, q, k_ref[...], v_ref[...], d_out, partial)
+    k, v = k_ref[...], v_ref[...]
+    if fused:
+      k, v = t.per_key(k_ref, partial), t.per_key(v_ref, partial)
+    p, ds, slope = _gradient(t, q, k, v, d_out, partial)
     if partial and call.T % call.block_q:
       # Past the end there may be anything, NaN too.
       inside = t.q < call.T
       p, ds = jnp.where(inside, p, 0.0), jnp.where(inside, ds, 0.0)
-    sums[0][...] += tile.dot(_scaled(t, ds, slope, q.dtype), q, 1, 0)
+    ds = _scaled(t, ds, slope, q.dtype)
+    sums[0][...] += tile.dot(ds, q, 1, 0)
     sums[1][...] += tile.dot(t.thin(p).astype(q.dtype), d_out, 1, 0)
+    if fused:
+      sums[2][g, t.step.q] += tile.dot(ds, k, 0, 0)
 
   t.each_kind(body)
 
   @pl.when(t.step.last & (g == call.group - 1))
   def _():
-    for out, total in zip(outs, sums, strict=True):
+    for out, total in zip(outs[:2], sums[:2], strict=True):
       out[...] = total[...].astype(out.dtype)
+
+  if fused:
+    last = (p == pl.num_programs(2) - 1) & (g == call.group - 1)
+    pl.when(last)(lambda: _write(sums[2], outs[2]))
+
+
+def _clear(sums):
+  """Fills sums [G blocks q H] with zeros, block by block."""
+  G, count = sums.shape[:2]
+
+  def one(i, _):
+    sums[i // count, i % count] = jnp.zeros(sums.shape[2:], jnp.float32)
+
+  jax.lax.fori_loop(0, G * count, one, None)
+
+
+def _write(sums, out):
+  """Writes sums [G blocks q H] to [G T H]; T need not fill the blocks."""
+  (G, _, size, _), T = sums.shape, out.shape[1]
+  whole = T // size
+
+  def one(i, _):
+    g, block = i // whole, i % whole
+    rows = pl.ds(pl.multiple_of(block * size, size), size)
+    out[g, rows] = sums[g, block].astype(out.dtype)
+
+  jax.lax.fori_loop(0, G * whole, one, None)
+  if T % size:
+    for g in range(G):
+      rest = sums[g, whole, : T % size]
+      out[g, whole * size :] = rest.astype(out.dtype)
 
 
 def _of_bias(plan: Plan, args: Any, rows: Sequence[jax.Array]) -> jax.Array:
