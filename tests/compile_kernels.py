@@ -157,7 +157,7 @@ def main(chip, *names):
     )
     assert kernels >= 2 and flops > 0
     if "table" in CASES[name]:  # and no bias of 2048 x 2048 for each head
-      assert temporary < 0.01e9
+      assert temporary < 0.02e9
     if name == "causal-32k":  # of a head of a row, where splash takes 0.2e9
       assert temporary < 0.05e9
 
