@@ -125,7 +125,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     inputs={"image": hub.image_input(config)},
     rules=rules,
     config=checkpoint.config,
-    ignore=(r"mask_token$",),
+    keep=(r"mask_token$",),
   )
 
 
@@ -232,7 +232,7 @@ def _own(checkpoint: Checkpoint) -> Recipe:
     ],
     # What was decided stays with what is written.
     config={**checkpoint.config, "model_args": {**said, **way}},
-    ignore=(r"^mask_token$",),
+    keep=(r"^mask_token$",),
   )
 
 
