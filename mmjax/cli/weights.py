@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from mmjax import errors
 
 if TYPE_CHECKING:
+  import jax
+
   from mmjax.weights import Loaded
 
 ACTIONS = ("import", "export")
@@ -128,8 +130,11 @@ def _copy(folder: pathlib.Path, to: pathlib.Path) -> list[pathlib.Path]:
 def _lines(loaded: "Loaded", tensors: int) -> list[str]:
   import jax
 
-  leaves = jax.tree.leaves(loaded.variables)
-  size = sum(x.nbytes for x in leaves)
+  parameters = jax.tree.leaves(loaded.variables["params"])
+  # Of BatchNorm, say: no gradient changes them.
+  statistics = jax.tree.leaves(
+    {k: v for k, v in loaded.variables.items() if k != "params"}
+  )
   keywords = dict(loaded.recipe.model)
   model = keywords.pop("name")
   shown = ", ".join(f"{k}={v!r}" for k, v in keywords.items())
@@ -140,6 +145,12 @@ def _lines(loaded: "Loaded", tensors: int) -> list[str]:
     f"table       {loaded.recipe.table}",
     f"model       {model}({shown})",
     f"tensors     {tensors:,}",
-    f"parameters  {sum(x.size for x in leaves):,} ({size / 2**30:.3f} GiB)",
+    f"parameters  {_size(parameters)}",
+    *([f"statistics  {_size(statistics)}"] if statistics else ()),
     f"peak        {peak / 2**30:.3f} GiB of memory, JAX included",
   ]
+
+
+def _size(leaves: list["jax.Array"]) -> str:
+  size = sum(x.nbytes for x in leaves)
+  return f"{sum(x.size for x in leaves):,} ({size / 2**30:.3f} GiB)"

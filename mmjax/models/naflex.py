@@ -40,6 +40,7 @@ class NaFlex(nn.Module):
   patch: int
   side: int = 16
   channels: int = 3
+  num_classes: int | None = None
   pool: str = "map"
   act: str = "gelu"
   epsilon: float = 1e-6
@@ -70,9 +71,9 @@ class NaFlex(nn.Module):
       train: dropout on; needs the rng "dropout" if any rate is above 0.
 
     Returns:
-      Features [B D] ([B P D] with pool "none"), and {"pre_logits": the same,
-      "tokens": [B P D] of which they are made}. Places without a patch mean
-      nothing.
+      Features [B D] ([B P D] with pool "none") or logits [B num_classes], and
+      {"pre_logits": the features, "tokens": [B P D] of which they are made}.
+      Places without a patch mean nothing.
 
     Raises:
       InputError: arrays that do not go together.
@@ -120,7 +121,9 @@ class NaFlex(nn.Module):
         name="pool",
       )(x, mask=seen)
     out["pre_logits"] = x
-    return x, out
+    if self.num_classes is None:
+      return x, out
+    return pooling.head(self.num_classes, self.dtype, "head")(x), out
 
   def _as_patches(
     self, image: jax.Array, shapes: jax.Array | None
@@ -258,6 +261,7 @@ def build(
   patch: int | None = None,
   side: int = 16,
   channels: int = 3,
+  num_classes: int | None = None,
   pool: str = "map",
   act: str = "gelu",
   epsilon: float = 1e-6,
@@ -275,6 +279,7 @@ def build(
     width: D. depth: blocks. heads: N. mlp: F. patch: side in pixels.
     side: rows and columns of the learned grid of positions.
     channels: C of a pixel.
+    num_classes: width of a linear head that starts at zero; None is none.
     pool: "map", a head that attends; "gap", the mean; "none".
     act: "gelu" (tanh), "gelu_exact", "quick_gelu", "relu".
     epsilon: of the norms.
@@ -311,6 +316,7 @@ def build(
     **sizes,
     side=side,
     channels=channels,
+    num_classes=num_classes,
     pool=pool,
     act=act,
     epsilon=epsilon,

@@ -5,6 +5,7 @@ the model it names, and moves tensor after tensor to where it lives. `export`
 goes the same way back.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -89,7 +90,9 @@ def load(
     flat[rule.name] = _place(
       rule, leaf.shape, kind, places[rule.name], checkpoint
     )
-  return Loaded(model, traverse_util.unflatten_dict(flat, sep="/"), recipe)
+  variables = traverse_util.unflatten_dict(flat, sep="/")
+  kept = _kept(recipe, checkpoint, rules.unbox(shapes))
+  return Loaded(model, variables, dataclasses.replace(recipe, kept=kept))
 
 
 def _modelled(checkpoint: files.Checkpoint) -> tuple[Recipe, nn.Module, Any]:
@@ -158,12 +161,10 @@ def _check(recipe: Recipe, checkpoint: files.Checkpoint, shapes: Any) -> None:
       f"{sorted(ruled - set(wanted))}, leaves without a rule "
       f"{sorted(set(wanted) - ruled)}"
     )
-  named: set[str] = set()
   shaped: list[str] = []
   for rule in recipe.rules:
     leaf = wanted[rule.name]
-    sources = rule.sources(leaf.shape[0] if rule.stacked else 1)
-    named.update(sources)
+    sources = _sources(rule, leaf.shape)
     layer = leaf.shape[1:] if rule.stacked else leaf.shape
     for source in sources:
       if source not in checkpoint.tensors:
@@ -175,7 +176,7 @@ def _check(recipe: Recipe, checkpoint: files.Checkpoint, shapes: Any) -> None:
         got = None
       if got != layer or (rule.stacked and leaf.shape[0] != len(sources)):
         shaped.append(f"{source} {tensor.shape} for {rule.ours} {layer}")
-  given = set(checkpoint.tensors)
+  given, named = set(checkpoint.tensors), _named(recipe, wanted)
   missing = sorted(named - given)
   extra = sorted(n for n in given - named if not recipe.ignored(n))
   problems = []
@@ -193,6 +194,32 @@ def _check(recipe: Recipe, checkpoint: files.Checkpoint, shapes: Any) -> None:
       f"{recipe.table} model of its config: {'; '.join(problems)}. Check that "
       "config and weights are of one model."
     )
+
+
+def _sources(rule: rename.Rule, shape: Sequence[int]) -> list[str]:
+  """Returns the names of the tensors that a leaf of this shape is made of."""
+  return rule.sources(shape[0] if rule.stacked else 1)
+
+
+def _named(recipe: Recipe, wanted: Mapping[str, Any]) -> set[str]:
+  """Returns the names of all tensors that leaves are made of."""
+  found = (_sources(rule, wanted[rule.name].shape) for rule in recipe.rules)
+  return {name for names in found for name in names}
+
+
+def _kept(
+  recipe: Recipe, checkpoint: files.Checkpoint, shapes: Any
+) -> dict[str, np.ndarray]:
+  """Reads what no leaf is made of, but what is to be written again."""
+  named = _named(recipe, _flat(shapes))
+  kept = {}
+  for name, tensor in checkpoint.tensors.items():
+    if name not in named and recipe.keeps(name):
+      array = tensor.read()
+      # As of the leaves, not every format can hold bfloat16.
+      half = jnp.issubdtype(array.dtype, jnp.floating) and array.itemsize < 4
+      kept[name] = array.astype(np.float32) if half else array
+  return kept
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -223,7 +250,7 @@ def _place(
     key: _empty([stop - start for start, stop in key], dtype)
     for key in {_ends(index, shape) for index in places}
   }
-  for i, source in enumerate(rule.sources(shape[0] if rule.stacked else 1)):
+  for i, source in enumerate(_sources(rule, shape)):
     read = rule.read(checkpoint.tensors[source].read())
     for key, shard in shards.items():
       inner = tuple(slice(*ends) for ends in key[rule.stacked :])
@@ -273,6 +300,7 @@ def export(
   flat = _flat(loaded.variables)
   leaves = {name: np.asarray(jax.device_get(x)) for name, x in flat.items()}
   tensors = rename.write(loaded.recipe.rules, leaves)
+  tensors |= loaded.recipe.kept
   config: Mapping[str, Any] = loaded.recipe.config
   folder = pathlib.Path(to)
   folder.mkdir(parents=True, exist_ok=True)

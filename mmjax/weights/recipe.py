@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mmjax import errors
 from mmjax.weights.rename import Rule
 
@@ -31,6 +33,9 @@ class Recipe:
     missing: for inputs without a spec, why there is none.
     ignore: regular expressions of names of theirs that hold nothing: buffers,
       and copies of tied weights.
+    keep: regular expressions of names of theirs that our model does not read,
+      but their library does: written again as they were.
+    kept: those tensors, by name. Tables leave it empty; `load` reads them.
   """
 
   table: str
@@ -47,10 +52,22 @@ class Recipe:
   )
   missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
   ignore: Sequence[str] = ()
+  keep: Sequence[str] = ()
+  kept: Mapping[str, np.ndarray] = dataclasses.field(
+    default_factory=dict, compare=False
+  )
 
   def ignored(self, name: str) -> bool:
-    """Does the tensor of this name hold nothing?"""
-    return any(re.search(pattern, name) for pattern in self.ignore)
+    """May the tensor of this name stand there without a leaf of ours?"""
+    return self.keeps(name) or _matches(self.ignore, name)
+
+  def keeps(self, name: str) -> bool:
+    """Is the tensor of this name, without a leaf, to be written again?"""
+    return _matches(self.keep, name)
+
+
+def _matches(patterns: Sequence[str], name: str) -> bool:
+  return any(re.search(pattern, name) for pattern in patterns)
 
 
 @dataclasses.dataclass(frozen=True)

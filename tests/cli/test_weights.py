@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
 
 from mmjax import weights
 from mmjax.cli import main as cli
@@ -16,6 +17,8 @@ _spec = importlib.util.spec_from_file_location(
 )
 tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny)
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
 def run(capsys, *words):
@@ -52,6 +55,7 @@ def test_in_and_out_again(tmp_path, capsys):
     f"wrote       {here / 'model.safetensors'}, ",
   ):
     assert text in out
+  assert "statistics" not in out
   assert sorted(p.name for p in here.iterdir()) == [
     "config.json",
     "merges.txt",
@@ -72,6 +76,25 @@ def test_in_and_out_again(tmp_path, capsys):
   assert run(capsys, "export", there, "--to", back)[0] == 0
   for name in ("config.json", "model.safetensors"):
     assert (back / name).read_bytes() == (here / name).read_bytes()
+
+
+def test_statistics_are_counted_apart(tmp_path, capsys):
+  with np.load(GOLDEN / "resnet_basic.npz") as file:
+    tensors = {
+      key.removeprefix("tensor/"): file[key]
+      for key in file.files
+      if key.startswith("tensor/")
+    }
+    (tmp_path / "config.json").write_text(str(file["config"]))
+  save_file(tensors, tmp_path / "model.safetensors")
+  code, out, _ = run(capsys, "import", tmp_path, "--to", tmp_path / "out")
+  sizes = {"running": 0, "num_batches": 0, "": 0}
+  for name, x in tensors.items():
+    sizes[next(kind for kind in sizes if kind in name)] += x.size
+  assert code == 0 and sizes["num_batches"]
+  assert f"parameters  {sizes['']:,} (0.000 GiB)\n" in out
+  assert f"statistics  {sizes['running']:,} (0.000 GiB)\n" in out
+  assert f"tensors     {len(tensors)}\n" in out
 
 
 def test_a_file_of_google_without_a_config_comes_back(tmp_path, capsys):

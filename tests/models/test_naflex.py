@@ -71,6 +71,20 @@ def test_a_mask_takes_patches_away(square):
   assert np.abs(got - whole).max() > 1e-2
 
 
+def test_classes_are_of_the_mean(square):
+  image, params = square
+  model = make(pool="gap", num_classes=5)
+  rng = np.random.default_rng(2)
+  kernel = rng.standard_normal((12, 5), np.float32)
+  head = {"kernel": kernel, "bias": np.arange(5, dtype=np.float32)}
+  kept = {k: v for k, v in params["params"].items() if k != "pool"}
+  logits, out = jax.jit(model.apply)({"params": {**kept, "head": head}}, image)
+  mean = np.asarray(out["tokens"]).mean(1)
+  np.testing.assert_allclose(
+    logits, mean @ kernel + head["bias"], rtol=1e-4, atol=1e-5
+  )
+
+
 @pytest.mark.parametrize("old, new", [(5, 3), (3, 7), (4, 4), (16, 5)])
 def test_an_axis_is_stretched_by_a_triangle_that_widens(old, new):
   got = naflex.stretch(jnp.arange(new)[None], jnp.full((1, 1), new), old)[0]

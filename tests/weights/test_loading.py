@@ -249,3 +249,25 @@ def test_trained_further_and_written_in_bfloat16(tmp_path):
     again = weights.load(path.parent, dtype="bfloat16")
     assert again.recipe.config == tiny.CONFIG
     jax.tree.map(np.testing.assert_array_equal, again.variables, changed)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_what_no_leaf_is_made_of_is_written_again(tmp_path, kind):
+  token = np.arange(16, dtype=kind).reshape(1, 1, 16) / 3
+  tensors = tiny.draw(tiny.shapes(tiny.CONFIG, 5))
+  tensors["vit.embeddings.mask_token"] = token
+  tiny.hub(tmp_path, tensors)
+  loaded = weights.load(tmp_path, dtype="bfloat16")
+  assert list(loaded.recipe.kept) == ["vit.embeddings.mask_token"]
+  for format in weights.FORMATS:
+    path = weights.export(loaded, tmp_path / format, format=format)
+    found = files.open_checkpoint(path).tensors
+    assert found.keys() == tensors.keys()
+    again = found["vit.embeddings.mask_token"].read()
+    assert again.dtype == np.float32
+    np.testing.assert_array_equal(again, token.astype(np.float32))
+  # A file without it comes back without it.
+  del tensors["vit.embeddings.mask_token"]
+  tiny.hub(tmp_path, tensors)
+  path = weights.export(weights.load(tmp_path), tmp_path / "hf")
+  assert files.open_checkpoint(path).tensors.keys() == tensors.keys()

@@ -18,6 +18,15 @@ def test_ignored_names_match_anywhere():
   assert not recipe.Recipe("x", {}, {}, [], {}).ignored("anything")
 
 
+def test_what_is_kept_is_no_surprise_either():
+  found = recipe.Recipe(
+    "x", {}, {}, [], {}, ignore=("^a$",), keep=(r"\bmask_token$",)
+  )
+  assert found.keeps("x.mask_token") and found.ignored("x.mask_token")
+  assert found.ignored("a") and not found.keeps("a")
+  assert not found.ignored("x.mask_tokens") and not found.kept
+
+
 def test_a_config_names_what_it_lacks():
   config = recipe.Config(
     {"hidden_sizes": 3, "act": "silu", "fine": "a"}, pathlib.Path("there")

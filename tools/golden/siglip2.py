@@ -74,6 +74,7 @@ def make() -> None:
     },
   )
   _images(t, torch, given, mask)
+  _classes(t, torch, given, mask)
   _texts(t, torch)
 
 
@@ -118,6 +119,33 @@ def _images(t, torch, given, mask) -> None:
     with torch.no_grad():
       found = model(pixel_values=pixels)
     save_hub(name, model, {"image": image}, {"0": getattr(found, out)})
+
+
+def _classes(t, torch, given, mask) -> None:
+  """Classifiers by the mean; their files hold a pooling head that is not read.
+
+  That of SigLIP has two columns of pixels that fill no patch.
+  """
+  inputs = {"image": given["pixel_values"].numpy(), "mask": mask}
+  sizes = dict(VISION, patch_size=4, num_patches=25)
+  config = t.Siglip2Config(vision_config=sizes, text_config=TEXT, num_labels=5)
+  model = redraw(t.Siglip2ForImageClassification(config), seed=27)
+  with torch.no_grad():
+    found = model(**given)
+  save_hub(
+    "siglip2_naflex_classifier",
+    model,
+    {**inputs, "shapes": SHAPES},
+    {"0": found.logits},
+  )
+  image = images((3, 16, 26, 3), seed=28)
+  pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
+  sizes = dict(VISION, image_size=24, patch_size=8)
+  config = t.SiglipConfig(vision_config=sizes, text_config=TEXT, num_labels=5)
+  model = redraw(t.SiglipForImageClassification(config), seed=28)
+  with torch.no_grad():
+    found = model(pixel_values=pixels, interpolate_pos_encoding=True)
+  save_hub("siglip_classifier", model, {"image": image}, {"0": found.logits})
 
 
 def _texts(t, torch) -> None:

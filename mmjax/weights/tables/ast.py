@@ -173,5 +173,5 @@ def _own(checkpoint: Checkpoint, prefix: str) -> Recipe:
     config=checkpoint.config,
     preprocess=spec,
     missing={} if spec else missing,
-    ignore=(rf"^{re.escape(encoder)}head(_dist)?\.",),
+    keep=(rf"^{re.escape(encoder)}head(_dist)?\.",),
   )

@@ -98,10 +98,11 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     # Copies of tied weights.
     r"^(cls\.predictions|lm_head)\.decoder\.(weight|bias)$",
   ]
+  keep = []  # what nothing reads
   if pooler == TEXT_HEAD:
-    ignore.append(r"^\w+\.pooler\.dense\.")  # nothing reads it
+    keep.append(r"^\w+\.pooler\.dense\.")
   if pool is not None:
-    ignore.append(r"^(cls|lm_head)\.")
+    keep.append(r"^(cls|lm_head)\.")
   return Recipe(
     table="bert",
     model=dict(
@@ -145,6 +146,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     if sentences
     else checkpoint.config,
     ignore=ignore,
+    keep=keep,
   )
 
 

@@ -40,6 +40,7 @@ TEXT = dict(
   layer_norm_eps=1e-12,
 )
 EMBED_DIM = 256
+HEAD = "text_decoder.cls.predictions.decoder.weight"
 # Width -> heads, of BERT and ViT of the sizes that were released.
 RELEASED_HEADS = {768: 12, 1024: 16}
 RELEASED_EPSILON = 1e-6
@@ -59,6 +60,10 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   text = hub.part(config, "text_config", TEXT)
   _warn(image, text)
   task = _task(checkpoint)
+  if HEAD in checkpoint.tensors:
+    # Else, or if either config ties them, it is the table of embeddings.
+    if not config.get("tie_word_embeddings", True):
+      hub.fixed(text, {"tie_word_embeddings": True}, "text_config")
   heads, length = text["num_attention_heads"], text["max_position_embeddings"]
   inputs = {
     "image": hub.image_input(image),

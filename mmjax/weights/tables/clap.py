@@ -56,7 +56,8 @@ BOTH = dict(projection_dim=512, projection_hidden_act="relu")
 FIXED = dict(
   flatten_patch_embeds=True, patch_embed_input_channels=1, fusion_type="aff_2d"
 )
-IGNORE = (
+# Buffers, which the reference misses where a file has none.
+KEEP = (
   r"(position_ids|token_type_ids|relative_position_index)$",
   residual.BUFFERS,
 )
@@ -109,7 +110,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     preprocess=_prepared(checkpoint, audio),
     missing=missing,
     texts={"text": longest},
-    ignore=IGNORE,
+    keep=KEEP,
   )
 
 
@@ -152,7 +153,7 @@ def _alone(
     preprocess=preprocess,
     missing=missing,
     texts=texts,
-    ignore=IGNORE,
+    keep=KEEP,
   )
 
 

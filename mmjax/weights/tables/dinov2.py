@@ -110,6 +110,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     rules.append(Rule("registers", f"{e}register_tokens", op))
   if classes is not None:
     rules += hub.linear("head", "classifier")
+  # A file of no registers may hold the empty tensor.
+  empty = checkpoint.shapes.get(f"{e}register_tokens") == (1, 0, width)
   return Recipe(
     table="dinov2",
     model=dict(
@@ -125,7 +127,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     inputs={"image": hub.image_input(config)},
     rules=rules,
     config=checkpoint.config,
-    ignore=(r"mask_token$",),
+    keep=(r"mask_token$", *([r"register_tokens$"] if empty else [])),
   )
 
 
@@ -232,7 +234,7 @@ def _own(checkpoint: Checkpoint) -> Recipe:
     ],
     # What was decided stays with what is written.
     config={**checkpoint.config, "model_args": {**said, **way}},
-    ignore=(r"^mask_token$",),
+    keep=(r"^mask_token$",),
   )
 
 

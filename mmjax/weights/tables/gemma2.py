@@ -28,6 +28,7 @@ DEFAULTS = gemma.DEFAULTS | dict(
   layer_types=None,
   attn_logit_softcapping=50.0,
   final_logit_softcapping=30.0,
+  hidden_activation=gemma.ACT,
 )
 LETTERS = {"full_attention": "g", "sliding_attention": "b"}
 _NORMS = (
@@ -59,8 +60,12 @@ def keywords(config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
       "root, so it must be above 0; Gemma 2 has 256, the largest 144."
     )
   pattern = _pattern(config, where)
+  found = gemma.keywords(config, part)
+  if config.get("hidden_activation") == "gelu":
+    # Of the first Gemma that is the approximation, by an old mistake.
+    found["act"] = hub.ACTS["gelu"]
   return dict(
-    **gemma.keywords(config, part),
+    **found,
     pattern=pattern,
     window=config["sliding_window"] if "b" in pattern else None,
     scale=scalar**-0.5,

@@ -180,11 +180,15 @@ def _rules(
     *bert_layers.norm("features_norm", f"{regions}visn_layer_norm", leaves),
     *hub.linear("boxes", f"{regions}box_fc"),
     *bert_layers.norm("boxes_norm", f"{regions}box_layer_norm", leaves),
-    *bert_layers.layers("text", f"{e}layer.{{n}}", heads, leaves),
-    *bert_layers.layers("regions", f"{e}r_layers.{{n}}", heads, leaves),
-    *_cross(f"{e}x_layers.{{n}}.", heads, leaves),
     *hub.linear("pooler/dense", f"{prefix}pooler.dense"),
   ]
+  # A stack of no layers has no leaves.
+  if config["l_layers"]:
+    rules += bert_layers.layers("text", f"{e}layer.{{n}}", heads, leaves)
+  if config["r_layers"]:
+    rules += bert_layers.layers("regions", f"{e}r_layers.{{n}}", heads, leaves)
+  if config["x_layers"]:
+    rules += _cross(f"{e}x_layers.{{n}}.", heads, leaves)
   if "masked_words" in there:
     rules += bert_layers.masked_words(
       "masked_words", f"{root}cls.predictions", leaves

@@ -29,7 +29,7 @@ STRIDE = 32  # of the ResNet
 POOL = "visual.attnpool"
 # In OpenAI's files: numbers, no parameters.
 NUMBERS = ("input_resolution", "context_length", "vocab_size")
-IGNORE = (*(f"^{n}$" for n in NUMBERS), r"attn_mask$", residual.BUFFERS)
+IGNORE = (*(f"^{n}$" for n in NUMBERS), r"attn_mask$")
 _BLOCK = "transformer.resblocks."
 
 
@@ -94,6 +94,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     # What was decided stays with what is written.
     config=checkpoint.config or {"quick_gelu": act == "quick_gelu"},
     ignore=IGNORE,
+    keep=(residual.BUFFERS,),
   )
 
 

@@ -84,8 +84,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       r"\.position_ids$",
       r"rotary_emb\.inv_freq$",
       r"(^|\.)lm_head\.weight$",  # a copy of the embeddings
-      r"vision_tower\.(vision_model\.)?head\.",  # not read
     ),
+    keep=(r"vision_tower\.(vision_model\.)?head\.",),
   )
 
 

@@ -99,7 +99,7 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     inputs=_inputs(config["num_channels"]),
     rules=rules,
     config=checkpoint.config,
-    ignore=(residual.BUFFERS,),
+    keep=(residual.BUFFERS,),
   )
 
 
@@ -155,7 +155,7 @@ def _torchvision(checkpoint: Checkpoint) -> Recipe:
     inputs=_inputs(shapes["conv1.weight"][1]),
     rules=rules,
     config=config,
-    ignore=(residual.BUFFERS,),
+    keep=(residual.BUFFERS,),
   )
 
 

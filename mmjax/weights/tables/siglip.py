@@ -58,8 +58,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   config = checkpoint.config
   for kind, flexible in MODEL_TYPES.items():
     if config.get("model_type") == kind:
-      if "classifier.weight" in checkpoint.tensors and not flexible:
-        return _classes(checkpoint)
+      if "classifier.weight" in checkpoint.tensors:
+        return _classes(checkpoint, flexible)
       return _both(config, flexible)
     if config.get("model_type") == f"{kind}_vision_model":
       return _image_alone(checkpoint, flexible)
@@ -111,22 +111,23 @@ def _both(config: Mapping[str, Any], flexible: bool) -> Recipe:
   )
 
 
-def _classes(checkpoint: Checkpoint) -> Recipe:
+def _classes(checkpoint: Checkpoint, flexible: bool) -> Recipe:
   """Returns the recipe of an image classifier, by the mean of all patches."""
   config = hub.part(checkpoint.config, "vision_config", IMAGE)
   config["vision_use_head"] = False  # its pooling head is not read
-  model = image_model(config, False, "vision_config")
+  model = image_model(config, flexible, "vision_config")
   classes = checkpoint.shapes["classifier.weight"][0]
   return Recipe(
     table="siglip",
     model={**model, "pool": "gap", "num_classes": classes},
-    inputs=_image_inputs(config, False),
+    inputs=_image_inputs(config, flexible),
     rules=[
-      *rename.under("", "vision_model.", image_rules(config, False)),
+      *rename.under("", "vision_model.", image_rules(config, flexible)),
       *hub.linear("head", "classifier"),
     ],
     config=checkpoint.config,
-    ignore=(r"position_ids$", r"^vision_model\.head\."),
+    ignore=(r"position_ids$",),
+    keep=(r"^vision_model\.head\.",),
   )
 
 

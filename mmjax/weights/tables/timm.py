@@ -119,7 +119,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     inputs=inputs,
     rules=rules,
     config=checkpoint.config,
-    ignore=(r"^mask_token$", r"^decoder_") if sound else (r"^mask_token$",),
+    ignore=(r"^decoder_",) if sound else (),
+    keep=(r"^mask_token$",),
   )
 
 

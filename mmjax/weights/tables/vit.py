@@ -67,7 +67,7 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     inputs={"image": hub.image_input(config)},
     rules=rules,
     config=checkpoint.config,
-    ignore=(r"mask_token",),
+    keep=(r"mask_token$",),
   )
 
 

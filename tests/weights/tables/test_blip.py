@@ -65,3 +65,16 @@ def test_a_blip_of_no_task_is_refused(recorded):
 
   with pytest.raises(errors.InputError, match="text_decoder"):
     recorded("blip_retrieval", tensors=change)
+
+
+def test_a_head_of_its_own_is_refused(recorded):
+  def config(found):
+    found["tie_word_embeddings"] = False
+    found["text_config"]["tie_word_embeddings"] = False
+
+  def tensors(found):
+    table = found["text_decoder.bert.embeddings.word_embeddings.weight"]
+    found[blip.HEAD] = 2 * table
+
+  with pytest.raises(errors.InputError, match="tie_word_embeddings = False"):
+    recorded("blip_caption", config, tensors)

@@ -205,3 +205,20 @@ def test_the_offset_of_the_scale_matters(recorded):
   scale = np.abs(want["0"]).max()
   assert np.abs(out[0] - want["0"]).max() < 1e-5 * scale
   assert np.abs(other[0] - want["0"]).max() > 1e-3 * scale
+
+
+def test_no_registers_may_be_an_empty_tensor(recorded):
+  name = "embeddings.register_tokens"
+
+  def none(tensors):
+    tensors[name] = tensors[name][:, :0]
+
+  def config(found):
+    found["num_register_tokens"] = 0
+
+  loaded, out, _ = recorded("dinov2_registers_encoder", config, none)
+  assert np.isfinite(out[0]).all()
+  assert loaded.recipe.kept[name].shape[1] == 0
+  assert "registers" not in loaded.variables["params"]
+  with pytest.raises(errors.InputError, match=r"register_tokens.*not expected"):
+    recorded("dinov2_registers_encoder", config)

@@ -65,3 +65,22 @@ def test_layers_that_see_alike_are_one_stack(declared):
 def test_what_cannot_be_followed_is_named(declared, changes, message):
   with pytest.raises(errors.InputError, match=message):
     declared(SMALL | changes)
+
+
+@pytest.mark.parametrize(
+  "said, act",
+  [
+    (dict(hidden_activation="gelu"), "gelu_exact"),
+    (dict(hidden_activation="gelu", hidden_act=None), "gelu_exact"),
+    (dict(hidden_act="gelu"), "gelu"),
+    (dict(hidden_activation="relu", hidden_act=None), "relu"),
+  ],
+)
+def test_the_activation_is_what_its_name_says(declared, said, act):
+  assert declared(SMALL | said)[0].model["act"] == act
+
+
+def test_an_activation_that_nothing_reads_is_refused(declared):
+  config = {k: v for k, v in SMALL.items() if k != "hidden_activation"}
+  with pytest.raises(errors.InputError, match="hidden_act = 'relu'"):
+    declared(config | dict(hidden_act="relu"))

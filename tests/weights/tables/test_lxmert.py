@@ -124,3 +124,14 @@ def test_heads_of_an_odd_width_are_not_guessed(tmp_path):
   )
   with pytest.raises(errors.InputError, match="width 24 without a config"):
     weights.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["l_layers", "r_layers", "x_layers"])
+def test_a_stack_of_no_layers_has_no_leaves(declared, name):
+  ours = {"l_layers": "text", "r_layers": "regions", "x_layers": "cross"}[name]
+  sizes = dict(hidden_size=12, num_attention_heads=3, intermediate_size=8)
+  _, all_ = declared(dict(model_type="lxmert", **sizes))
+  _, leaves = declared(dict(model_type="lxmert", **sizes) | {name: 0})
+  gone = all_.keys() - leaves.keys()
+  assert gone and leaves.keys() < all_.keys()
+  assert gone == {k for k in all_ if k.startswith(f"params/{ours}/blocks/")}
