@@ -59,11 +59,14 @@ class Recipe:
 
   def ignored(self, name: str) -> bool:
     """May the tensor of this name stand there without a leaf of ours?"""
-    return self.keeps(name) or _matches(self.ignore, name)
+    return _matches((*self.keep, *self.ignore), name)
 
   def keeps(self, name: str) -> bool:
-    """Is the tensor of this name, without a leaf, to be written again?"""
-    return _matches(self.keep, name)
+    """Is the tensor of this name, without a leaf, to be written again?
+
+    Not if `ignore` names it too: a copy of a tied table may be the largest.
+    """
+    return _matches(self.keep, name) and not _matches(self.ignore, name)
 
 
 def _matches(patterns: Sequence[str], name: str) -> bool:

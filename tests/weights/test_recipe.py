@@ -20,7 +20,7 @@ def test_ignored_names_match_anywhere():
 
 def test_what_is_kept_is_no_surprise_either():
   found = recipe.Recipe(
-    "x", {}, {}, [], {}, ignore=("^a$",), keep=(r"\bmask_token$",)
+    "x", {}, {}, [], {}, ignore=("^a$",), keep=(r"\bmask_token$", "^a")
   )
   assert found.keeps("x.mask_token") and found.ignored("x.mask_token")
   assert found.ignored("a") and not found.keeps("a")
