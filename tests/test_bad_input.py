@@ -161,6 +161,7 @@ def test_more_than_one_percent_corrupt_stops_the_run(
   assert ", ".join(map(str, records)) in told
 
 
+@pytest.mark.slow  # a corrupt record in training is counted below
 def test_corrupt_images_of_the_evaluation(
   capsys, tmp_path, monkeypatch, one_device
 ):

@@ -65,22 +65,28 @@ def _curve(workdir):
   return rows
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_two_steps_save_resume_same_loss(name, tmp_path, one_device):
-  config = configs.load(f"{ROOT}/{name}:smoke")
-  assert config.steps == 2 and config.checkpoint.every == 1
-  workdir, again = tmp_path / "run", tmp_path / "again"
+def _train(name, workdir):
+  """Runs the command on an experiment's smoke; returns its curve."""
   argv = ["train", "--config", f"{ROOT}/{name}:smoke", "--workdir"]
   assert cli.main([*argv, str(workdir)]) == 0
-  curve = _curve(workdir)
-  assert [r["step"] for r in curve if "loss" in r] == [1, 2]
-  assert (workdir / "checkpoints" / "2").is_dir()
-  if name != MAIN:  # resuming is the same for all, and takes as long again
-    return
+  return _curve(workdir)
 
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps_and_a_checkpoint_of_each(name, tmp_path, one_device):
+  config = configs.load(f"{ROOT}/{name}:smoke")
+  assert config.steps == 2 and config.checkpoint.every == 1
+  curve = _train(name, tmp_path)
+  assert [r["step"] for r in curve if "loss" in r] == [1, 2]
+  assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.slow  # tests/test_resume.py kills and resumes a smaller run
+def test_the_main_job_dies_and_goes_on_with_the_same_loss(tmp_path, one_device):
+  workdir, again = tmp_path / "run", tmp_path / "again"
+  curve = _train(MAIN, workdir)
   # The same run, as if it had died after step 1.
   shutil.copytree(workdir, again)
   (again / "results.json").unlink(missing_ok=True)
   shutil.rmtree(again / "checkpoints" / "2")
-  assert cli.main([*argv, str(again)]) == 0
-  assert _curve(again) == curve
+  assert _train(MAIN, again) == curve

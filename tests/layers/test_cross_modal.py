@@ -48,6 +48,7 @@ def test_a_block_step_by_step(streams, draw):
     np.testing.assert_allclose(got, x, atol=1e-4)
 
 
+@pytest.mark.slow  # LXMERT is recorded
 def test_a_stack_is_its_blocks_one_by_one(streams, draw):
   stack = CrossStack(SPEC, 2)
   variables = nn.unbox(draw(stack, *streams))

@@ -53,6 +53,7 @@ def test_padding_is_not_there_and_a_cache_changes_nothing(given):
     np.testing.assert_allclose(x[rows], whole[rows, slot], atol=1e-5)
 
 
+@pytest.mark.slow  # ids are recorded
 def test_greedy_ids_are_those_of_the_whole_computed_anew(key, draw):
   model = MAKE(**KINDS["relative"], pattern="gb", window=3)
   prompt = jax.random.randint(key, (3, 4), 0, VOCAB)

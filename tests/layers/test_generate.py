@@ -134,6 +134,7 @@ def score(model, variables, inputs, ids, prompt):
   return np.asarray(picked.sum(1))
 
 
+@pytest.mark.slow  # beams are recorded
 def test_beams_move_their_cache_with_them(given):
   """More beams than sequences find what is best of all."""
   model, variables, prompt, inputs = given

@@ -102,6 +102,7 @@ def test_scan_and_remat_change_nothing(key, plain, kw):
   close(value_and_grad(Stack(**KW, **kw), variables, x, key), want)
 
 
+@pytest.mark.slow  # compiles for long
 def test_recomputation_draws_the_same_dropout(key, plain):
   variables, x, still = plain
   kw = dict(KW, spec=Spec(2, 16, dropout=0.2), drop_path=0.3)

@@ -65,6 +65,7 @@ def test_evaluators_are_built_once(run):
   assert run.evaluators() is run.evaluators()
 
 
+@pytest.mark.slow  # experiments do
 def test_steps_on_real_records(run):
   state = run.init()
   for key, leaf in tree.items(state):
