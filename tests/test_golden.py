@@ -95,6 +95,7 @@ LONG = (
   "gpt_neo_uneven",
   "paligemma2",
   "t5_v1_1",
+  "whisper",
 )
 
 
