@@ -153,7 +153,8 @@ def _of_keys(plan, args, rows, fused: bool):
   if plan.rule.band:
     args = (q, k, v, tpu_band.turned(bias), *args[4:])
   B, K = k.shape[:2]
-  (_, _N, T, H), G = q.shape, q.shape[1] // K
+  _, N, T, H = q.shape
+  G = N // K
   # Heads that share keys come innermost: their sum stays in place.
   call = Call(
     plan,

@@ -89,11 +89,18 @@ def _off(
   want = cases.truth(args, d_out, mask, 0.3, softcap, rate, seeds)
   assert [x.shape for x in got] == [x.shape for x in want]
   assert got[0].dtype == dtype
-  # A bias that all keys share changes no weight: its gradient is 0, and what
-  # is left of it in float64 is no size to divide by.
   sizes = [np.abs(y).max() for y in want]
+  if bias is not None and sizes[-1] < 1e-9:
+    # All keys share it, so that it changes no weight, and its gradient is a
+    # sum that vanishes: its size is that of what is summed.
+    spread = jnp.broadcast_to(bias, (B, N, T, S))
+    terms = cases.truth(
+      (q, k, v, spread), d_out, mask, 0.3, softcap, rate, seeds
+    )[-1]
+    shared = tuple(i for i, n in enumerate(bias.shape) if n == 1)
+    sizes[-1] = np.abs(terms).sum(shared).max()
   return [
-    np.abs(np.asarray(x, float) - y).max() / (size if size > 1e-9 else 1.0)
+    np.abs(np.asarray(x, float) - y).max() / max(size, 1e-30)
     for x, y, size in zip(got, want, sizes, strict=True)
   ]
 
