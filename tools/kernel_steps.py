@@ -23,9 +23,9 @@ is charged for reading its table.
 
 Where the simulator aborts, both are counted in instruction bundles, marked "~":
 a bundle a cycle and all the code of a kernel for each block, its first and last
-step too. Sizes are block_q x block_kv of ours, with those of the backward pass
-after a "/" where they are others; and of splash x block_kv_compute, and x 1 for
-the fused backward pass. The rest is as of tools/tpu_compiler.py.
+step too. Sizes are block_q x block_kv of ours, and of splash with
+x block_kv_compute, and x 1 for the fused backward pass. The rest is as of
+tools/tpu_compiler.py.
 """
 
 import argparse
@@ -296,7 +296,8 @@ def least(tries: Sequence[Mapping[str, float]]) -> float | None:
   return min(forward) + min(backward) if tries else None
 
 
-def _sizes(text: str) -> list[list[int]]:
+def sizes(text: str) -> list[list[int]]:
+  """Reads an argument, "512x512,1024x512" or "2048,32768"."""
   return [[int(n) for n in one.split("x")] for one in text.split(",")]
 
 
@@ -306,23 +307,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--chips", default=",".join(CHIPS))
-  parser.add_argument("--lengths", default="2048,32768")
+  parser.add_argument("--lengths", type=sizes, default="2048,32768")
   parser.add_argument("--head-dim", type=int, default=128)
-  parser.add_argument("--ours", default=OURS)
-  parser.add_argument("--splash", default=SPLASH)
+  parser.add_argument("--ours", type=sizes, default=OURS)
+  parser.add_argument("--splash", type=sizes, default=SPLASH)
   parser.add_argument("--one", help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
   if args.one:
     compile_one(Case(*json.loads(args.one)))
     return 0
   tpu_compiler.libtpu(parser)
-  lengths = [int(n) for n in args.lengths.split(",")]
+  lengths = [n for (n,) in args.lengths]
   for chip in names(parser, "--chips", args.chips, CHIPS):
     tries: dict[tuple[str, int, bool], list[Mapping[str, float]]] = {}
     for name in ("ours", "splash"):
-      for sizes in _sizes(getattr(args, name)):
-        found = figures(chip, name, sizes, lengths, args.head_dim)
-        label = f"{chip:6} {name:7} {'x'.join(map(str, sizes))}"
+      for tried in getattr(args, name):
+        found = figures(chip, name, tried, lengths, args.head_dim)
+        label = f"{chip:6} {name:7} {'x'.join(map(str, tried))}"
         if isinstance(found, str):
           print(f"{label}: {found}", flush=True)
           continue
