@@ -13,7 +13,7 @@ class Whole:
   """Tiles of `tpu_whole`.
 
   batch, kv_heads, groups: rows, key heads, and query heads of each, a program.
-  rows: queries a chunk, a multiple of 128 (or all).
+  rows: queries a chunk at most, a multiple of 128 (or all).
   unroll: heads whose code is laid side by side, so that the products of one
     run beside the softmax of the next.
   keys: the axis of the keys in a tile of scores of the forward pass: 1, along
@@ -129,7 +129,6 @@ def whole(
   widths: tuple[int, int],
   itemsize: int,
   bias: tuple[int, ...] | None,
-  rows: int | None,
   key: Key,
 ) -> Whole | None:
   """Returns tiles for `tpu_whole`, or None where a head does not fit.
@@ -140,8 +139,6 @@ def whole(
     widths: (H, H').
     itemsize: bytes of an element of q.
     bias: its shape [B|1 N|1 T|1 S|1], or None.
-    rows: queries a chunk, for a mask that rules out blocks which small ones
-      can skip; None leaves it to table and rule.
     key: for the table, of any of its kernels.
   """
   B, K, G = heads
@@ -154,9 +151,7 @@ def whole(
       wish = entry.tiles
     else:
       wish = _wish(T, S)
-    chunk_rows = min(rows or wish.rows, T)
-    if T % chunk_rows == 1:  # a chunk of one query would not use the MXU
-      chunk_rows += 128
+    chunk_rows = min(wish.rows, T)
 
     def lanes(n: int) -> int:
       return -(-n // _LANES) * _LANES
@@ -202,4 +197,6 @@ def _wish(T: int, S: int) -> Whole:
   # rounds of its loop.
   unroll = 4 if max(T, S) <= 512 else 2
   rounds = min(32, 4 * 256 * 256 // (T * S)) // unroll
-  return Whole(1, unroll * max(rounds, 1), 1, rows, unroll)
+  # Along the sublanes, keys are cheap to sum over, and the results are turned.
+  keys = 1 if rows == T else 0
+  return Whole(1, unroll * max(rounds, 1), 1, rows, unroll, keys)

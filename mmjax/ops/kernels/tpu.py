@@ -123,14 +123,12 @@ def choose(
   if kind == "static" and jax.tree.leaves(mask):
     kind = "data"
   if max(T, S) <= LONGEST:
-    rows = _chunk(mask, T, S, bias_shape is not None)
     found = whole(
       (B, K, N // K),
       (T, S),
       (H, v_shape[3]),
       np.dtype(jnp.dtype(dtype)).itemsize,
       None if bias_shape is None else tuple(bias_shape),
-      rows,
       Key(chip, "whole", bucket(S), H, kind, name),
     )
     if found is not None:
@@ -151,24 +149,6 @@ def _by_lines(
     return None
   lines = mask.by_lines()
   return lines if T == S == mask.text + mask.rows * mask.columns else None
-
-
-def _chunk(mask: masks.Mask | None, T: int, S: int, biased: bool) -> int | None:
-  """Returns how many queries a chunk leave the least to do; None for many.
-
-  Chunks of 128 compute fewer pairs, and wait longer for each: by the compiler's
-  estimate for v6e, forward, 5,610 cycles a head against 3,888 for `Row` of
-  DALL-E, at 0.77 of the pairs.
-  """
-  if mask is None:
-    return None
-  rule = _rule(mask, biased=biased)
-  costs = {
-    rows: each * tpu_whole.pairs(tpu_whole.chunks(rule, T, S, rows))
-    for rows, each in ((256, 1.0), (128, 1.9))
-  }
-  rows = min(costs, key=lambda rows: costs[rows])
-  return rows if costs[rows] < 0.9 * T * S else None
 
 
 def _block(mask: masks.Mask | None, T: int, S: int) -> int:

@@ -4,7 +4,9 @@ Blocks are as long as the sequence, so that any length runs without padding in
 HBM: 197 patches, 20 regions, 1500 frames. A program holds a few heads of a few
 rows and computes a plain softmax. Queries are cut into chunks, and a chunk
 computes those runs of keys that its mask does not rule out: which are known
-when the kernel is compiled, so that nothing is looked up.
+when the kernel is compiled, so that nothing is looked up. Where keys move on
+with the queries, as the window of a local mask does, a chunk has a run of them
+for each 128 queries, all in one tile.
 
 Backward is one kernel that computes the weights again: what is kept of the
 forward pass is q, k and v alone.
@@ -12,27 +14,19 @@ forward pass is q, k and v alone.
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mmjax.ops import blocks
 from mmjax.ops.kernels import tpu_scores as tile
 from mmjax.ops.kernels.tiles import Whole
+from mmjax.ops.kernels.tpu_chunks import Chunk, Run, chunks, pairs, pieces
 
-Run = tuple[int, int, bool]  # keys [first, stop), and whether to ask the mask
-Chunk = tuple[int, int, tuple[Run, ...]]  # queries [first, stop) and their keys
-
-_GRAIN = 128  # keys a block of the map that runs are made of, where lanes are
-_FINE = 32  # and where no array but k and v is cut by keys
-_RUNS = 4  # of a chunk, at most
 VMEM = 48 * 2**20  # bytes a program may take; tpu7x and v5p have 64 MiB
 
 
@@ -43,53 +37,6 @@ class Plan:
   rule: tile.Rule
   tiles: Whole
   interpret: Any
-
-
-def chunks(rule: tile.Rule, T: int, S: int, rows: int) -> tuple[Chunk, ...]:
-  """Cuts T queries into chunks, and says which keys each must look at.
-
-  Args:
-    rule: of the call; its mask decides.
-    T, S: lengths.
-    rows: queries a chunk; the last may be shorter.
-  """
-  grain = _GRAIN if rule.biased or "k" in rule.axes else _FINE
-  kinds = blocks.static_map(rule.spec(), T, S, rows, grain)
-  return tuple(
-    (i * rows, min((i + 1) * rows, T), _runs(row, S, grain))
-    for i, row in enumerate(kinds)
-  )
-
-
-def pairs(cut: Sequence[Chunk]) -> int:
-  """Returns how many scores of a head are computed."""
-  return sum(
-    (stop - start) * (b - a) for start, stop, runs in cut for a, b, _ in runs
-  )
-
-
-def _runs(kinds: np.ndarray, S: int, grain: int) -> tuple[Run, ...]:
-  """Joins blocks of keys that are alike; few runs, if some do work in vain."""
-  runs: list[list[int]] = []  # [first block, stop block, kind]
-  for j, kind in enumerate(kinds.tolist()):
-    if kind == blocks.EMPTY:
-      continue
-    if runs and runs[-1][1] == j and runs[-1][2] == kind:
-      runs[-1][1] = j + 1
-    else:
-      runs.append([j, j + 1, kind])
-  while len(runs) > _RUNS:
-    gaps = [b[0] - a[1] for a, b in itertools.pairwise(runs)]
-    # The smallest gap; of those the one that spares the fewest predicates.
-    i = min(
-      range(len(gaps)),
-      key=lambda i: (gaps[i], runs[i + 1][1] - runs[i][0]),
-    )
-    runs[i : i + 2] = [[runs[i][0], runs[i + 1][1], blocks.PARTIAL]]
-  return tuple(
-    (a * grain, min(b * grain, S), kind == blocks.PARTIAL)
-    for a, b, kind in runs
-  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -274,23 +221,36 @@ class _Head:
     q = self.q[b, k, g, slice(*chunk[:2]), :]
     found = []
     for run in chunk[2]:
-      s, slope = tile.scores(
-        self.rule,
-        q,
-        self.k[b, k, slice(*run[:2]), :],
-        self.tile_bias(b, k, g, chunk, run),
-        self.keys,
-      )
-      if run[2]:
-        s = tile.hide(s, self.seen(b, chunk, run, *self.positions(chunk, run)))
+      parts = []
+      for queries, keys in pieces(chunk, run):
+        first = chunk[0] + queries.start
+        part = first, first + queries.stop - queries.start, ()
+        some = Run(keys.start, keys.stop, run.ask)
+        s, slope = tile.scores(
+          self.rule,
+          _cut(q, queries, 0),
+          self.k[b, k, keys, :],
+          self.tile_bias(b, k, g, part, some),
+          self.keys,
+        )
+        if run.ask:
+          allowed = self.seen(b, part, some, *self.positions(part, some))
+          s = tile.hide(s, allowed)
+        parts.append((s, slope))
+      s = _join([s for s, _ in parts], 1 - self.keys)
+      slope = None
+      if self.rule.softcap is not None:
+        slope = _join([slope for _, slope in parts], 1 - self.keys)
       found.append((s, slope))
     return found
 
   def positions(self, chunk: Chunk, run: Run):
     """Returns the positions of a tile's queries and keys."""
-    return tile.positions(
-      chunk[0], chunk[1] - chunk[0], run[0], run[1] - run[0], self.keys
-    )
+    count_q, count_k = chunk[1] - chunk[0], run.stop - run.first
+    q, k = tile.positions(chunk[0], count_q, run.first, count_k, self.keys)
+    if run.step:
+      k = k + ((q - chunk[0]) & -run.step)
+    return q, k
 
   def weights(self, parts):
     """Computes (unscaled weights of each run, inverse of their sum)."""
@@ -338,11 +298,15 @@ def _forward_kernel(call: _Call, *refs):
       if rule.rate > 0.0:
         where = head.positions(chunk, run)
         p = tile.thin(rule, p, head.seed(b, k, g), *where)
-      v = head.v[b, k, slice(*run[:2]), :]
-      if keys == 1:
-        out += tile.dot(p.astype(v.dtype), v, 1, 0)
-      else:
-        out += tile.dot(v, p.astype(v.dtype), 0, 0)
+      p = p.astype(head.v.dtype)
+      parts = []
+      for queries, keys_ in pieces(chunk, run):
+        v = head.v[b, k, keys_, :]
+        if keys == 1:
+          parts.append(tile.dot(_cut(p, queries, 0), v, 1, 0))
+        else:
+          parts.append(tile.dot(v, _cut(p, queries, 1), 0, 0))
+      out += _join(parts, 1 - keys)
     start, stop, runs = chunk
     if not runs:
       out = jnp.zeros((stop - start, out_ref.shape[-1]), out_ref.dtype)
@@ -394,7 +358,13 @@ def _backward_kernel(call: _Call, *refs):
     found, shift = [], 0.0
     for run, power, (_, slope) in zip(chunk[2], powers, parts, strict=True):
       p = power * inverse
-      dp = tile.dot(head.v[b, k, slice(*run[:2]), :], d_out, 1, 1)
+      dp = _join(
+        [
+          tile.dot(head.v[b, k, keys, :], _cut(d_out, queries, 0), 1, 1)
+          for queries, keys in pieces(chunk, run)
+        ],
+        1,
+      )
       kept = p
       if rule.rate > 0.0:
         where = head.positions(chunk, run)
@@ -408,16 +378,21 @@ def _backward_kernel(call: _Call, *refs):
     q, d_out = _rows(head.q, b, k, g, chunk), _rows(d_out_ref, b, k, g, chunk)
     dq: Any = 0.0
     for run, (p, kept, dp, slope) in zip(chunk[2], found, strict=True):
-      keys = slice(*run[:2])
-      _add(dv_ref, sums, 1, b, k, keys, tile.dot(kept, d_out, 1, 0))
       ds = p * (dp - shift)
       if biased:
         of_bias(b, k, g, chunk, run, ds)
       if slope is not None:
         ds = ds * slope
       ds = (ds * rule.scale).astype(q.dtype)
-      _add(dk_ref, sums, 0, b, k, keys, tile.dot(ds, q, 1, 0))
-      dq += tile.dot(ds, head.k[b, k, keys, :], 0, 0)
+      parts = []
+      for queries, keys in pieces(chunk, run):
+        some = _cut(ds, queries, 1)
+        d_v = tile.dot(_cut(kept, queries, 1), _cut(d_out, queries, 0), 1, 0)
+        _add(dv_ref, sums, 1, b, k, keys, d_v)
+        d_k = tile.dot(some, _cut(q, queries, 0), 1, 0)
+        _add(dk_ref, sums, 0, b, k, keys, d_k)
+        parts.append(tile.dot(some, head.k[b, k, keys, :], 0, 0))
+      dq += _join(parts, 0)
     start, stop, runs = chunk
     if not runs:
       dq = jnp.zeros((stop - start, dq_ref.shape[-1]), dq_ref.dtype)
@@ -459,6 +434,18 @@ def _backward_kernel(call: _Call, *refs):
 def _rows(ref, b, k, g, chunk: Chunk):
   """Loads a chunk's rows of q, or of the gradient of the output."""
   return ref[b, k, g, slice(*chunk[:2]), :]
+
+
+def _cut(x: jax.Array, queries: slice, axis: int) -> jax.Array:
+  """Returns some queries of a tile."""
+  if queries.stop - queries.start == x.shape[axis]:
+    return x
+  return jax.lax.slice_in_dim(x, queries.start, queries.stop, axis=axis)
+
+
+def _join(parts: Sequence[Any], axis: int) -> Any:
+  """Lays tiles of pieces side by side along the queries."""
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
 
 def _pipeline(units, first, second) -> None:

@@ -46,9 +46,9 @@ def test_entries_say_where_they_come_from(chip):
 def test_a_head_that_does_not_fit_is_not_for_the_whole_kernel():
   key = _key(kernel="whole")
   args = ((1500, 1500), (64, 64), 2)
-  assert tiles.whole((1, 8, 1), *args, None, None, key) is not None
+  assert tiles.whole((1, 8, 1), *args, None, key) is not None
   bias = (1, 8, 1500, 1500)
-  assert tiles.whole((1, 8, 1), *args, bias, None, key) is None
+  assert tiles.whole((1, 8, 1), *args, bias, key) is None
 
 
 def test_a_table_of_whole_tiles_is_cut_to_the_call(monkeypatch):
@@ -58,7 +58,7 @@ def test_a_table_of_whole_tiles_is_cut_to_the_call(monkeypatch):
   monkeypatch.setitem(tiles.TABLE, key, found)
   other = tiles.Entry(tiles.Whole(1, 2, 1, 128, 2), "static, libtpu 0")
   monkeypatch.setitem(tiles.TABLE, back, other)
-  args = ((197, 197), (64, 64), 2, None, None, key)
+  args = ((197, 197), (64, 64), 2, None, key)
   assert tiles.whole((8, 12, 1), *args) == tiles.Whole(
     1, 4, 1, 197, 4, 0, tiles.Whole(1, 2, 1, 128, 2)
   )

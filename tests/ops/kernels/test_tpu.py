@@ -56,7 +56,7 @@ def _off(
   interpret=True,
 ):
   """Returns the greatest differences, each by its size in the truth."""
-  mask = cases.specs(T, S)[name]
+  mask = cases.specs(T, S)[name] if isinstance(name, str) else name
   draw = np.random.default_rng(T + S + H)
   shapes = (B, T, N, H), (B, S, K, H), (B, S, K, W), (B, T, N, W)
   q, k, v, d_out = (jnp.asarray(draw.normal(size=x), dtype) for x in shapes)
@@ -128,6 +128,15 @@ FAST = {
   "whole-column": dict(
     name="column", tiles=Whole(1, 1, 2, 128), T=68, S=68, rate=0.3, softcap=2.0
   ),
+  # Keys move on with the queries, in one tile for several hundred of them.
+  "whole-row": dict(
+    name=masks.Row(128, 16, 32),
+    tiles=Whole(1, 1, 2, 512, 2, 0),
+    T=640,
+    S=640,
+    rate=0.3,
+    softcap=2.0,
+  ),
   "flash-none": dict(name="none", tiles=FLASH, K=2, W=12, T=16, S=21),
   "flash-causal": dict(
     name="causal_late", tiles=FLASH, bias=(1, 2, 37, 45), softcap=2.0
@@ -148,6 +157,30 @@ def test_values_and_gradients(case):
 def test_a_wrong_mask_is_noticed(tiles):
   off = _off("causal", tiles, T=17, S=17, wrong=masks.Causal(1))
   assert min(off) > 0.05, off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", WITHIN)
+@pytest.mark.parametrize("keys", [0, 1])
+@pytest.mark.parametrize(
+  "mask",
+  [
+    masks.Column(128, 16, 32),
+    masks.Conv(128, 16, 32, 5),
+    masks.Local(100, 70),
+    masks.Banded(64) & masks.KeyPadding(jnp.array([640, 300])),
+    masks.Row(128, 16, 32)
+    & masks.Segments(
+      cases.ids(640, [(1, 640)], [(1, 300), (2, 200)]),
+      cases.ids(640, [(1, 640)], [(1, 300), (2, 200)]),
+    ),
+  ],
+  ids=str,
+)
+def test_keys_that_move_on_with_the_queries(mask, keys, dtype):
+  given = dict(T=640, S=640, rate=0.2, softcap=3.0, dtype=dtype)
+  off = _off(mask, Whole(1, 1, 2, 512, 2, keys), **given)
+  assert max(off) < WITHIN[dtype], off
 
 
 @pytest.mark.slow
@@ -270,7 +303,6 @@ def test_short_sequences_are_attended_to_whole():
     assert isinstance(tiles, Whole), T
     assert 12 % tiles.kv_heads == 64 % tiles.batch == 0
     assert tiles.rows == T or tiles.rows % 128 == 0
-    assert T % tiles.rows != 1 or T == 1
   for T in (1537, 2048, 32768):
     tiles = _choice(1, T, T, 12, 12, 128)
     assert isinstance(tiles, Flash) and tiles.block_q >= 512, T

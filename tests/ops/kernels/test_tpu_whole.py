@@ -1,74 +1,41 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mmjax.ops import masks
-from mmjax.ops.kernels import tpu_scores, tpu_whole
+from mmjax.ops.kernels import tpu_chunks, tpu_scores, tpu_whole
+from mmjax.ops.kernels.tiles import Whole
+
+T, H = 512, 8
+MASK = masks.Local(60, 0)
 
 
-def _rule(mask):
-  return tpu_scores.Rule(
-    None if mask is None else jax.tree.structure(mask),
-    () if mask is None else masks.leaf_axes(mask),
-    1.0,
-    None,
-    0.0,
-    False,
+def _dense(q, k, v):
+  """Attention of one head, as the formula says."""
+  seen = np.asarray(masks.dense(MASK, T, T))[0, 0]
+  scores = jnp.where(seen, 0.3 * q @ k.T, -jnp.inf)
+  return jax.nn.softmax(scores) @ v
+
+
+@pytest.mark.parametrize("keys", [0, 1])
+def test_a_window_in_one_tile_for_all_queries(keys):
+  rule = tpu_scores.Rule(
+    jax.tree.structure(MASK), (), 0.3, None, rate=0.0, biased=False
+  )
+  chunks = tpu_chunks.chunks(rule, T, T, T)
+  assert [run.step for *_, runs in chunks for run in runs][-1] == 128
+  plan = tpu_whole.Plan(rule, Whole(1, 1, 1, T, 1, keys), True)
+  draw = np.random.default_rng(0)
+  q, k, v, g = (
+    jnp.asarray(draw.normal(size=(T, H)), "float32") for _ in "qkvg"
   )
 
+  def ours(q, k, v):
+    four = q[None, None, None], k[None, None], v[None, None]
+    return tpu_whole.attend(plan, *four, None, (), None)[0, 0, 0]
 
-def _covered(chunks, T, S):
-  """Returns where pairs are computed, and where without the predicate."""
-  done, free = np.zeros((2, T, S), bool)
-  for start, stop, runs in chunks:
-    for a, b, masked in runs:
-      assert not done[start:stop, a:b].any()
-      done[start:stop, a:b] = True
-      free[start:stop, a:b] = not masked
-  return done, free
-
-
-def test_runs_cover_what_the_mask_allows_and_no_pair_twice():
-  T = S = 700
-  for mask in (
-    None,
-    masks.Causal(),
-    masks.Causal(-300),
-    masks.Local(40, 9) | masks.Prefix(3),
-    masks.Row(130, 19, 30),
-    masks.Conv(130, 19, 30, 3),
-    masks.KeyPadding(jnp.array([3])),
-  ):
-    chunks = tpu_whole.chunks(_rule(mask), T, S, 128)
-    assert all(len(runs) <= 4 for *_, runs in chunks)
-    done, free = _covered(chunks, T, S)
-    if mask is None:
-      assert free.all()
-    elif isinstance(mask, masks.KeyPadding):
-      assert done.all() and not free.any()
-    else:
-      seen = np.asarray(masks.dense(mask, T, S))[0, 0]
-      assert done[seen].all() and seen[free].all()
-
-
-def test_work_is_that_of_the_masks_blocks():
-  """Of DALL-E: against the dense causal kernel, by the pairs that are seen."""
-  T = 1280
-  causal = _rule(masks.Causal())
-  whole = tpu_whole.pairs(tpu_whole.chunks(causal, T, T, 256))
-  assert whole < 0.61 * T * T  # half, and the blocks on the diagonal
-  grid = (256, 32, 32)
-  # At 128 queries a chunk; what is taken is 256, for less work in all. A tile
-  # of 128 has four rows of the image, and meets the keys of
-  # nine for the window of a convolution, which is 11 wide of 32 columns.
-  for mask, laid, most in (
-    (masks.Row(*grid), None, 1.3),
-    (masks.Column(*grid), masks.Column(*grid).by_lines(), 1.3),
-    (masks.Conv(*grid, 11), None, 1.45),
-  ):
-    seen = np.asarray(masks.dense(mask, T, T)).sum()
-    density = seen / (T * (T + 1) / 2)
-    cut = tpu_whole.chunks(_rule(laid or mask), T, T, 128)
-    done, _ = _covered(cut, T, T)
-    assert done.sum() == tpu_whole.pairs(cut)
-    assert seen < done.sum() < most * density * whole, mask
+  got, pull = jax.vjp(ours, q, k, v)
+  want, truth = jax.vjp(_dense, q, k, v)
+  for a, b in zip((got, *pull(g)), (want, *truth(g)), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))

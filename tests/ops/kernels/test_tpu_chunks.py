@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.ops import masks
+from mmjax.ops.kernels import tpu_chunks, tpu_scores
+
+
+def _rule(mask):
+  return tpu_scores.Rule(
+    None if mask is None else jax.tree.structure(mask),
+    () if mask is None else masks.leaf_axes(mask),
+    1.0,
+    None,
+    0.0,
+    False,
+  )
+
+
+def _covered(chunks, T, S):
+  """Returns where pairs are computed, and where without the predicate."""
+  done, free = np.zeros((2, T, S), bool)
+  for chunk in chunks:
+    for run in chunk[2]:
+      for queries, keys in tpu_chunks.pieces(chunk, run):
+        assert 0 <= keys.start < keys.stop <= S
+        at = slice(chunk[0] + queries.start, chunk[0] + queries.stop), keys
+        assert not done[at].any()
+        done[at] = True
+        free[at] = not run.ask
+  return done, free
+
+
+def test_runs_cover_what_the_mask_allows_and_no_pair_twice():
+  slides = 0
+  for T, S, rows in ((700, 700, 128), (700, 700, 512), (641, 700, 512)):
+    for mask in (
+      None,
+      masks.Causal(),
+      masks.Causal(-300),
+      masks.Local(40, 9) | masks.Prefix(3),
+      masks.Local(200, 70),
+      masks.Banded(64),
+      masks.Row(130, 19, 30),
+      masks.Row(128, 16, 32),
+      masks.Column(128, 17, 32).by_lines(),
+      masks.Conv(130, 19, 30, 3),
+      masks.Conv(128, 17, 32, 5),
+      masks.KeyPadding(jnp.array([3])),
+    ):
+      chunks = tpu_chunks.chunks(_rule(mask), T, S, rows)
+      ends = [c[1] for c in chunks]
+      assert [c[0] for c in chunks] == [0, *ends[:-1]] and ends[-1] == T
+      assert all(1 < b - a <= max(rows, 129) for a, b, _ in chunks)
+      assert all(len(runs) <= 5 for *_, runs in chunks)
+      slides += any(run.step for *_, runs in chunks for run in runs)
+      done, free = _covered(chunks, T, S)
+      if mask is None:
+        assert free.all()
+      elif isinstance(mask, masks.KeyPadding):
+        assert done.all() and not free.any()
+      else:
+        seen = np.asarray(masks.dense(mask, T, S))[0, 0]
+        assert done[seen].all() and seen[free].all()
+  assert slides > 8
+
+
+def test_work_is_that_of_the_masks_blocks():
+  """Of DALL-E: against the dense causal kernel, by the pairs that are seen."""
+  T = 1280
+  causal = _rule(masks.Causal())
+  whole = tpu_chunks.pairs(tpu_chunks.chunks(causal, T, T, 512))
+  assert whole < 0.68 * T * T  # half, and the blocks on the diagonal
+  grid = (256, 32, 32)
+  # For each 128 queries there are the keys of five rows of the image, or for
+  # the window of a convolution, which is 11 wide of 32 columns, of ten.
+  for mask, laid, most in (
+    (masks.Row(*grid), None, 1.2),
+    (masks.Column(*grid), masks.Column(*grid).by_lines(), 1.1),
+    (masks.Conv(*grid, 11), None, 1.35),
+  ):
+    seen = np.asarray(masks.dense(mask, T, T)).sum()
+    density = seen / (T * (T + 1) / 2)
+    cut = tpu_chunks.chunks(_rule(laid or mask), T, T, 512)
+    done, _ = _covered(cut, T, T)
+    assert done.sum() == tpu_chunks.pairs(cut)
+    assert seen < done.sum() < most * density * whole, (mask, density)
