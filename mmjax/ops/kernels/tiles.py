@@ -93,9 +93,25 @@ TABLE: dict[Key, Entry] = {
     Whole(1, 4, 1, 256, 4, 1),
     "static, libtpu 0.0.42.1: 310 cycles a head of vit",
   ),
+  Key("v6e", "whole", 512, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 512, 4, 1),
+    "static, libtpu 0.0.42.1: 452 cycles a head of clip",
+  ),
+  Key("v6e", "whole", 1024, 72, "none", "bfloat16"): Entry(
+    Whole(1, 2, 1, 384, 2, 1),
+    "static, libtpu 0.0.42.1: 2120 cycles a head of so400m",
+  ),
   Key("v6e", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 4, 1, 256, 4, 1),
     "static, libtpu 0.0.42.1: 666 cycles a head of vit",
+  ),
+  Key("v6e", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 512, 4, 1),
+    "static, libtpu 0.0.42.1: 1107 cycles a head of clip",
+  ),
+  Key("v6e", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
+    Whole(1, 2, 1, 1024, 2, 1),
+    "static, libtpu 0.0.42.1: 4275 cycles a head of so400m",
   ),
 }
 # to here.
