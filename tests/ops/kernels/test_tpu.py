@@ -286,7 +286,7 @@ def test_what_is_refused_is_said():
     _plain(*(jnp.zeros(wide),) * 3, None)
 
 
-def _choice(B, T, S, N, K, H, mask=None, bias=None):
+def _choice(B, T, S, N, K, H, mask=None, bias=None, chip=None):
   return tpu.choose(
     (B, T, N, H),
     (B, S, K, H),
@@ -294,7 +294,19 @@ def _choice(B, T, S, N, K, H, mask=None, bias=None):
     "bfloat16",
     mask=mask,
     bias_shape=bias,
+    chip=chip,
   )
+
+
+def test_blocks_are_those_that_a_chip_computes_a_mask_in_at_least_cost():
+  for chip, causal, banded in ((None, 512, 256), ("v6e", 1024, 512)):
+    for mask, size in (
+      (masks.Causal(), causal),
+      (masks.Banded(256), banded),
+      (None, 1024),
+    ):
+      tiles = _choice(1, 2048, 2048, 12, 12, 128, mask, chip=chip)
+      assert tiles == Flash(size, size), (chip, mask)
 
 
 def test_short_sequences_are_attended_to_whole():
