@@ -144,6 +144,9 @@ def lower(chip, case, tiles=None):
 
 def main(chip, *names):
   """Compiles the cases; exits with an error if one fails."""
+  if chip not in TOPOLOGIES or not CASES.keys() >= set(names):
+    known = f"chips {', '.join(TOPOLOGIES)}; cases {', '.join(CASES)}"
+    raise SystemExit(f"{' '.join((chip, *names))}: known are {known}")
   for name in names or CASES:
     start = time.time()
     program = lower(chip, CASES[name]).compile()

@@ -213,6 +213,7 @@ def _wish(T: int, S: int) -> Whole:
   # rounds of its loop.
   unroll = 4 if max(T, S) <= 512 else 2
   rounds = min(32, 4 * 256 * 256 // (T * S)) // unroll
-  # Along the sublanes, keys are cheap to sum over, and the results are turned.
+  # Keys along the sublanes are cheap to sum over, but results must be turned:
+  # by the simulator for v6e that pays, or costs nothing, above 768 tokens.
   keys = 1 if rows == T else 0
   return Whole(1, unroll * max(rounds, 1), 1, rows, unroll, keys)

@@ -44,8 +44,7 @@ _ALONE = 1e9  # for a chunk of one query, which would not use the MXU
 
 @functools.lru_cache(maxsize=256)
 def chunks(rule: tile.Rule, T: int, S: int, rows: int) -> tuple[Chunk, ...]:
-  """Cuts T queries into the chunks that cost least, and says which keys each
-  must look at.
+  """Cuts T queries into chunks of least cost, with the keys each must look at.
 
   Args:
     rule: of the call; its mask decides.
@@ -104,13 +103,16 @@ def _all(kinds: np.ndarray) -> np.ndarray:
 
 
 def _slide(kinds: np.ndarray, S: int) -> tuple[Run, ...] | None:
-  """Returns the runs of rows of which each sees what all see, and then keys
-  that are as much further on as its queries; None where they do not."""
+  """Returns runs of rows whose keys move on as their queries do, or None.
+
+  Beside what all rows see, each sees one interval of its own: that of the row
+  before, further on by as many keys as a row has queries.
+  """
   step = _GRAIN // _FINE
   some = kinds != blocks.EMPTY
   if len(kinds) < 2 or not some.any(1).all():
     return None
-  # What all see is all that moves not, or all that stands apart.
+  # What all see is what no row lacks, or all before a row's last interval.
   apart = some.copy()
   for row in apart:
     gaps = np.flatnonzero(~row[: np.flatnonzero(row)[-1]])

@@ -300,8 +300,8 @@ def _forward_kernel(call: _Call, *refs):
         p = tile.thin(rule, p, head.seed(b, k, g), *where)
       p = p.astype(head.v.dtype)
       parts = []
-      for queries, keys_ in pieces(chunk, run):
-        v = head.v[b, k, keys_, :]
+      for queries, seen in pieces(chunk, run):
+        v = head.v[b, k, seen, :]
         if keys == 1:
           parts.append(tile.dot(_cut(p, queries, 0), v, 1, 0))
         else:
