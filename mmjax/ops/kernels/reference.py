@@ -1,5 +1,7 @@
 """Attention in plain XLA: the truth that every kernel must match."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +11,7 @@ from mmjax.ops import dropout, masks
 # where all heads have more than _LARGE bytes of them and one has _HEAD (of
 # less, the loop costs more than it saves): _CACHE bytes at a time.
 _LARGE, _HEAD, _CACHE = 2**25, 2**20, 2**23
-# Between _MEDIUM and that, _PARTS of the batch are computed side by side: XLA
+# Between _MEDIUM and that, _PARTS of the batch are trained on side by side: XLA
 # gives a product of stacks of matrices one core, and these are several.
 _MEDIUM, _PARTS = 2**22, 4
 
@@ -76,7 +78,8 @@ def attend(
     if bias is not None:
       scores = scores + bias.astype(jnp.float32)
     if seen is not None:
-      scores = jnp.where(seen, scores, -jnp.inf)
+      # A sum, since XLA's CPU backend does not fuse a choice with products.
+      scores = scores + jnp.where(seen, 0.0, -jnp.inf)
     return _mix(scores.reshape(shape), v_BKSH, keep)
 
   head = 4 * G * T * S
@@ -86,13 +89,30 @@ def attend(
       *arrays[:4], cpu=_in_turn(some), default=some
     )
   elif B * K * head > _MEDIUM and B % _PARTS == 0:
-    out = jax.lax.platform_dependent(
-      *arrays, cpu=_side_by_side(some), default=some
-    )
+    out = _in_parts(some, *arrays)
   else:
     out = some(*arrays)
   out = out.reshape(B, K, G, T, -1).transpose(0, 3, 1, 2, 4)
   return out.reshape(B, T, N, -1).astype(q_BTNH.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _in_parts(some, *arrays):
+  """Does `some`, on a CPU by parts where it is differentiated.
+
+  Where it is not, XLA fuses all of it, and the parts would cost more.
+  """
+  return some(*arrays)
+
+
+@_in_parts.defjvp
+def _in_parts_jvp(some, primals, tangents):
+  def either(*arrays):
+    return jax.lax.platform_dependent(
+      *arrays, cpu=_side_by_side(some), default=some
+    )
+
+  return jax.jvp(either, primals, tangents)
 
 
 def _side_by_side(some):
@@ -150,9 +170,14 @@ def _mix(
     v_BKSH: values.
     keep: None, or what weights are multiplied by, [B K R S].
   """
-  powers, inverse = _powers(scores)
+  # In this form XLA's CPU backend makes one loop of it, with the product that
+  # the scores are: none is written to memory. A row that sees nothing has the
+  # maximum -inf, and -inf - -inf is NaN; its total is 0.
+  limits = jnp.finfo(jnp.float32)
+  powers = jnp.exp(scores - jnp.maximum(_top(scores), limits.min))
+  total = jnp.maximum(powers.sum(-1, keepdims=True), limits.tiny)
   # Divided at last: that is H numbers a query, not S.
-  return _weighted(powers if keep is None else powers * keep, v_BKSH) * inverse
+  return _weighted(powers if keep is None else powers * keep, v_BKSH) / total
 
 
 @_mix.defjvp
@@ -170,13 +195,17 @@ def _mix_jvp(primals, tangents):
 
 def _powers(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns weights that are not divided yet, and the inverse of their sum."""
-  top = scores.max(-1, keepdims=True)
+  top = _top(scores)
   # A row that sees nothing has the maximum -inf, and -inf - -inf is NaN.
   top = jnp.where(jnp.isfinite(top), top, 0.0)
   powers = jnp.exp(scores - top)
   total = powers.sum(-1, keepdims=True)
   # Nothing seen: 0 x 1 = 0, with zero gradients.
   return powers, 1.0 / jnp.where(total == 0.0, 1.0, total)
+
+
+def _top(scores: jax.Array) -> jax.Array:
+  return scores.max(-1, keepdims=True)
 
 
 def _weighted(weights: jax.Array, v_BKSH: jax.Array) -> jax.Array:
