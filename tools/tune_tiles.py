@@ -56,11 +56,11 @@ def candidates(shape: Shape) -> list[Whole | Flash]:
     return [Flash(*pair) for pair in itertools.product(sizes, sizes)]
   rows = [tiles.bucket(shape.queries)]  # all
   rows += [n for n in (256, 384, 512) if n < shape.queries and longest > 384]
-  heads = shape.batch * shape.heads
   groups = shape.heads // shape.kv_heads
   found = []
-  for keys, unroll, n in itertools.product((1, 0), (2, 4), rows):
-    if heads % unroll == 0 and unroll * n * longest <= 2**22:
+  side_by_side = (1, 2, 4, 8, 12, 16)
+  for keys, unroll, n in itertools.product((1, 0), side_by_side, rows):
+    if shape.heads % unroll == 0 and unroll * n * longest <= 2**22:
       many = max(1, unroll // groups)
       found.append(Whole(1, many, min(unroll, groups), n, unroll, keys))
   return found
