@@ -4,12 +4,11 @@
 Positions are learned, and the first two rows of their tables are of no token;
 embeddings are normalised; the head is the table of embeddings, and adds a bias
 that is not learned. By its options mBART ("Multilingual denoising pre-training
-for neural machine translation", Liu et al. 2020), whose norms come first; and
-heads that classify a text or find an answer in it, for which the decoder reads
-the text once more.
+for neural machine translation", Liu et al. 2020), norms first; and heads that
+classify a text or find an answer, for which the decoder reads it once more.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,12 +16,14 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers import pool as pooling
+from mmjax.layers import seq2seq
 from mmjax.layers.bert import dense
-from mmjax.layers.block import Cache, Spec, make_cache
+from mmjax.layers.block import Spec, make_cache
 from mmjax.layers.embed import TokenEmbed
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.position import LearnedSequence
+from mmjax.layers.seq2seq import State
 from mmjax.layers.transformer import REMAT, Stack
 from mmjax.ops import masks
 from mmjax.parallel import rules
@@ -41,20 +42,21 @@ TINY = dict(
 TINY_INPUTS = dict(tokens=((9,), "int32"), decoder_tokens=((7,), "int32"))
 
 
-class State(NamedTuple):
-  """What decoding keeps.
+class BART(nn.Module):
+  """Encoder and decoder; see `build` for further attributes.
 
   Attributes:
-    layers: keys and values of the decoder's blocks.
-    mask: which tokens of the encoder are there, bool [B M].
+    scale_embedding: embeddings are multiplied by the root of D.
+    bias: the head adds the collection "constants", "head_bias" [V].
+    norms_first: of the branches, and one more after each stack, as in mBART.
+    two_tables: source and target have a table each, not one for both.
+    tied: the head is the table of the target.
+    classes: C of a head of the whole text; None is none. spans: a head that
+      says where an answer begins and ends.
+    start_id, eos_id: what the decoder begins with where it is not given, and
+      the end of text where classes are read.
+    dropout: rate. scan: loop over the blocks instead of unrolling them.
   """
-
-  layers: Cache
-  mask: jax.Array
-
-
-class BART(nn.Module):
-  """Encoder and decoder; see `build` for the attributes."""
 
   vocab_size: int
   width: int
@@ -69,6 +71,8 @@ class BART(nn.Module):
   scale_embedding: bool = False
   bias: bool = True
   norms_first: bool = False
+  two_tables: bool = False
+  tied: bool = True
   classes: int | None = None
   spans: bool = False
   start_id: int | None = 2
@@ -80,6 +84,16 @@ class BART(nn.Module):
 
   def setup(self):
     self.embedding = TokenEmbed(self.vocab_size, self.width, dtype=self.dtype)
+    self.decoder_embedding = self.embedding
+    if self.two_tables:
+      self.decoder_embedding = TokenEmbed(
+        self.vocab_size, self.width, dtype=self.dtype
+      )
+    if not self.tied:
+      init = rules.with_axes(nn.initializers.normal(0.02), ("embed", "vocab"))
+      self.head = nn.Dense(
+        self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init
+      )
     stack = dict(dtype=self.dtype, scan=self.scan, remat=self.remat)
     spec = self._spec(self.heads, self.mlp, False)
     self.encoder = Stack(spec, self.depth, **stack)
@@ -150,17 +164,8 @@ class BART(nn.Module):
         raise errors.InputError(
           "models.bart decoder_tokens: not given; give them, or start_id."
         )
-      first = jnp.full_like(tokens[:, :1], self.start_id)
-      decoder_tokens = jnp.concatenate([first, tokens[:, :-1]], 1)
-    memory = self.encode(tokens, mask, train=train)
-    x = self.decoder(
-      self._embed(decoder_tokens, "decoder", 0, train),
-      masks.Causal(),
-      not train,
-      memory=memory,
-      memory_mask=None if mask is None else masks.Keys(mask != 0),
-    )
-    x = self.decoder_last(x) if self.norms_first else x
+      decoder_tokens = seq2seq.shifted(tokens, self.start_id)
+    x = self.hidden(tokens, decoder_tokens, mask, train=train)
     if self.classes is not None:
       return self._classified(x, tokens, train)
     if self.spans:
@@ -168,10 +173,28 @@ class BART(nn.Module):
       return {"start": ends[..., 0], "end": ends[..., 1]}
     return self._logits(x)
 
+  def hidden(
+    self,
+    tokens: jax.Array,
+    decoder_tokens: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """Returns what the heads read, [B T D]; see `__call__`."""
+    memory = self.encode(tokens, mask, train=train)
+    x = self.decoder(
+      self._embed(decoder_tokens, "decoder", 0, train),
+      masks.Causal(),
+      not train,
+      memory=memory,
+      memory_mask=seq2seq.keys(mask),
+    )
+    return self.decoder_last(x) if self.norms_first else x
+
   def _classified(self, x: jax.Array, tokens: jax.Array, train: bool):
-    places = jnp.arange(tokens.shape[1])[None]
-    last = jnp.where(tokens == self.eos_id, places, -1).max(1)
-    x = self.drop(pooling.at(x, last), deterministic=not train)
+    x = pooling.at(x, seq2seq.last_end(tokens, self.eos_id))
+    x = self.drop(x, deterministic=not train)
     x = self.drop(jnp.tanh(self.classes_dense(x)), deterministic=not train)
     return rules.constrain(self.classes_head(x), "batch", "classes")
 
@@ -185,7 +208,7 @@ class BART(nn.Module):
     """Returns the encoder's features [B M D]; see `__call__`."""
     x = self.encoder(
       self._embed(tokens, "encoder", 0, train),
-      None if mask is None else masks.Keys(mask != 0),
+      seq2seq.keys(mask),
       not train,
     )
     return self.encoder_last(x) if self.norms_first else x
@@ -244,16 +267,18 @@ class BART(nn.Module):
 
   def _embed(self, tokens, side: str, first, train: bool) -> jax.Array:
     tokens = rules.constrain(tokens, "batch", None)
-    x = self.embedding(tokens)
+    tables = dict(encoder=self.embedding, decoder=self.decoder_embedding)
+    x = tables[side](tokens)
     if self.scale_embedding:
       x = x * self.width**0.5
     places = getattr(self, f"{side}_places")
-    table = places(tokens.shape[1], self.width, first)
-    x = getattr(self, f"{side}_norm")(x + table.astype(x.dtype)[None])
+    rows = places(tokens.shape[1], self.width, first)
+    x = getattr(self, f"{side}_norm")(x + rows.astype(x.dtype)[None])
     return self.drop(x, deterministic=not train)
 
   def _logits(self, x: jax.Array) -> jax.Array:
-    x = self.embedding.attend(x).astype(jnp.float32)
+    x = self.decoder_embedding.attend(x) if self.tied else self.head(x)
+    x = x.astype(jnp.float32)
     if self.bias:
       x = x + self.head_bias.value[None, None]
     return rules.constrain(x, "batch", "length", "vocab")
@@ -272,17 +297,9 @@ def build(
   decoder_mlp: int | None = None,
   length: int = 1024,
   act: str = "gelu_exact",
-  scale_embedding: bool = False,
-  bias: bool = True,
-  norms_first: bool = False,
-  classes: int | None = None,
-  spans: bool = False,
-  start_id: int | None = 2,
-  eos_id: int = 2,
-  dropout: float = 0.0,
-  scan: bool = True,
   remat: str = "none",
   dtype: str = "float32",
+  **options: Any,
 ) -> BART:
   """Builds an encoder-decoder.
 
@@ -295,17 +312,9 @@ def build(
       encoder.
     length: the longest source and the longest target.
     act: "gelu" (tanh), "gelu_exact", ...
-    scale_embedding: embeddings are multiplied by the root of D.
-    bias: the head adds the collection "constants", "head_bias" [V].
-    norms_first: of the branches, and one more after each stack, as in mBART.
-    classes: C of a head of the whole text; None is none. spans: a head that
-      says where an answer begins and ends.
-    start_id, eos_id: what the decoder begins with where it is not given, and
-      the end of text where classes are read.
-    dropout: rate.
-    scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
+    **options: other attributes of `BART`.
 
   Raises:
     InputError: an unknown name, or a size that is not given.
@@ -324,6 +333,8 @@ def build(
     )
   if remat not in REMAT:
     raise errors.unknown("models.bart remat", remat, REMAT)
+  for name in set(options) - set(BART.__dataclass_fields__):
+    raise errors.unknown("models.bart keyword", name, BART.__dataclass_fields__)
   activation(act)
   return BART(
     vocab_size=vocab_size,
@@ -333,15 +344,7 @@ def build(
     decoder_mlp=decoder_mlp or sizes["mlp"],
     length=length,
     act=act,
-    scale_embedding=scale_embedding,
-    bias=bias,
-    norms_first=norms_first,
-    classes=classes,
-    spans=spans,
-    start_id=start_id,
-    eos_id=eos_id,
-    dropout=dropout,
-    scan=scan,
     remat=remat,
+    **options,
     dtype=jnp.dtype(dtype),
   )
