@@ -46,9 +46,9 @@ REMAT = {
 class Told(Block):
   """A block that also tells the loop what it returns."""
 
-  def __call__(self, *args: Any) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, *args: Any, **keywords: Any) -> Any:
     """Returns the tokens of a block, twice."""
-    x, _ = super().__call__(*args)
+    x, _ = super().__call__(*args, **keywords)
     return x, x
 
 

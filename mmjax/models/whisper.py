@@ -47,7 +47,11 @@ def _variants() -> dict[str, dict[str, Any]]:
 
 # The published sizes; large-v2 is as large.
 VARIANTS = _variants()
-PARTS = ("whole", "encoder")
+PARTS = ("whole", "encoder", "decoder")
+
+# What half of it does without.
+_UNREAD = dict(encoder="vocab_size", decoder="mels")
+IDS = ("prompt", "languages", "eos_ids", "suppress", "begin_suppress")
 
 # What the contract tests build and feed: axes after the batch, and dtype.
 TINY = dict(
@@ -75,6 +79,7 @@ class Whisper(nn.Module):
   decoder_depth: int
   audio_length: int
   length: int
+  tied: bool = True
   prompt: tuple[int, ...] = ()
   languages: tuple[int, ...] = ()
   eos_ids: tuple[int, ...] = ()
@@ -89,18 +94,14 @@ class Whisper(nn.Module):
     shared: dict[str, Any] = dict(
       width=self.width, dtype=self.dtype, scan=self.scan, remat=self.remat
     )
-    self.encoder = Encoder(
-      self.encoder_spec,
-      self.mels,
-      depth=self.depth,
-      audio_length=self.audio_length,
-      **shared,
-    )
+    sizes: Any = dict(depth=self.depth, audio_length=self.audio_length)
+    self.encoder = Encoder(self.encoder_spec, self.mels, **sizes, **shared)
     self.decoder = Decoder(
       self.decoder_spec,
       self.vocab_size,
       depth=self.decoder_depth,
       length=self.length,
+      tied=self.tied,
       **shared,
     )
 
@@ -252,42 +253,39 @@ def build(
   decoder_mlp: int | None = None,
   audio_length: int = 1500,
   length: int = 448,
+  tied: bool = True,
   part: str = "whole",
   act: str = "gelu_exact",
   epsilon: float = 1e-5,
   dropout: float = 0.0,
-  prompt: Sequence[int] = (),
-  languages: Sequence[int] = (),
-  eos_ids: Sequence[int] = (),
   pad_id: int = 0,
-  suppress: Sequence[int] = (),
-  begin_suppress: Sequence[int] = (),
   scan: bool = True,
   remat: str = "none",
   dtype: str = "float32",
-) -> Whisper | Encoder:
-  """Builds a Whisper, or its encoder.
+  **ids: Sequence[int],
+) -> Whisper | Encoder | Decoder:
+  """Builds a Whisper, or one half of it.
 
   Args:
     variant: a size of `VARIANTS`, or None. What is given beside it goes
       before it.
-    mels: F, of the features. vocab_size: V.
-    width: D. depth: blocks. heads: N. mlp: hidden units.
+    mels: F, of the features. vocab_size: V. width: D. depth: blocks. heads: N.
+    mlp: hidden units.
     decoder_depth, decoder_heads, decoder_mlp: of the decoder; None is as in
       the encoder.
     audio_length: the longest encoded sound, half as many as frames.
     length: the longest text.
-    part: "whole", or "encoder".
+    tied: the head is the table of tokens.
+    part: "whole", "encoder", or "decoder", called with tokens and memory.
     act: of the blocks; between the convolutions it is the exact GELU.
-    epsilon: of the norms.
-    dropout: rate.
-    prompt, languages, eos_ids, pad_id, suppress, begin_suppress: what
-      `transcribe` takes if it is not told: ids that texts start with, that
-      may stand for -1 there, that end them, that fill them up, that they
-      never hold, that they do not start with.
+    epsilon: of the norms. dropout: rate.
+    pad_id: what `transcribe` fills texts up with if it is not told.
     scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters are float32.
+    **ids: by the names of `IDS`, what else it takes then: ids that texts start
+      with, that may stand for -1 there, that end them, that they never hold,
+      that they do not start with.
 
   Raises:
     InputError: an unknown name, or a size that is missing.
@@ -311,16 +309,15 @@ def build(
   for field, value, known in (("part", part, PARTS), ("remat", remat, REMAT)):
     if value not in known:
       raise errors.unknown(f"models.whisper {field}", value, known)
-  missing = [
-    name
-    for name, value in sizes.items()
-    if value is None and not (part == "encoder" and name == "vocab_size")
-  ]
+  unread = _UNREAD.get(part)
+  missing = [k for k, v in sizes.items() if v is None and k != unread]
   if missing:
     raise errors.InputError(
       f"models.whisper: {', '.join(missing)} not given; give them, or a "
       "variant such as 'tiny'."
     )
+  for name in set(ids) - set(IDS):
+    raise errors.unknown("models.whisper keyword", name, IDS)
   activation(act)
   blocks: dict[str, Any] = dict(heads=sizes.pop("heads"), mlp=sizes.pop("mlp"))
   spec = Spec(**blocks, act=act, epsilon=epsilon, biases="qvo", dropout=dropout)
@@ -330,21 +327,20 @@ def build(
   if part == "encoder":
     own = {name: sizes[name] for name in ("mels", "width", "depth")}
     return Encoder(spec, **own, **shared)
+  halves = dict(heads=decoder_heads or spec.heads, mlp=decoder_mlp or spec.mlp)
+  decoder_spec = dataclasses.replace(spec, **halves, cross=True)
+  texts: Any = dict(length=length, tied=tied)
+  if part == "decoder":
+    own = {name: sizes[name] for name in ("vocab_size", "width")}
+    del shared["audio_length"]
+    depth = sizes["decoder_depth"]
+    return Decoder(decoder_spec, **own, depth=depth, **texts, **shared)
   return Whisper(
     encoder_spec=spec,
-    decoder_spec=dataclasses.replace(
-      spec,
-      heads=decoder_heads or spec.heads,
-      mlp=decoder_mlp or spec.mlp,
-      cross=True,
-    ),
+    decoder_spec=decoder_spec,
     **sizes,
     **shared,
-    length=length,
-    prompt=tuple(prompt),
-    languages=tuple(languages),
-    eos_ids=tuple(eos_ids),
+    **texts,
     pad_id=pad_id,
-    suppress=tuple(suppress),
-    begin_suppress=tuple(begin_suppress),
+    **{name: tuple(found) for name, found in ids.items()},
   )
