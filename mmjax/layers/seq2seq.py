@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmjax import errors
 from mmjax.layers.block import Cache
 from mmjax.ops import masks
 
@@ -24,6 +25,29 @@ class State(NamedTuple):
 def keys(mask: jax.Array | None) -> masks.Mask | None:
   """Returns the mask of keys that are there, [B M]; None is all."""
   return None if mask is None else masks.Keys(mask != 0)
+
+
+def there(tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """Returns which tokens [B M] are there, bool [B M]; without a mask all."""
+  return jnp.ones(tokens.shape, bool) if mask is None else mask != 0
+
+
+def check_slots(slots: int, length: int) -> None:
+  """Checks that a model of so many positions can write so much.
+
+  Raises:
+    InputError: more slots than positions.
+  """
+  if slots > length:
+    raise errors.InputError(
+      f"slots = {slots}: the model has positions for length = {length}; "
+      "decode less."
+    )
+
+
+def ends(scores: jax.Array) -> dict[str, jax.Array]:
+  """Names the scores [B T 2] that an answer begins and ends at a token."""
+  return {"start": scores[..., 0], "end": scores[..., 1]}
 
 
 def shifted(tokens: jax.Array, start_id: int) -> jax.Array:

@@ -8,6 +8,7 @@ for neural machine translation", Liu et al. 2020), norms first; and heads that
 classify a text or find an answer, for which the decoder reads it once more.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -43,20 +44,7 @@ TINY_INPUTS = dict(tokens=((9,), "int32"), decoder_tokens=((7,), "int32"))
 
 
 class BART(nn.Module):
-  """Encoder and decoder; see `build` for further attributes.
-
-  Attributes:
-    scale_embedding: embeddings are multiplied by the root of D.
-    bias: the head adds the collection "constants", "head_bias" [V].
-    norms_first: of the branches, and one more after each stack, as in mBART.
-    two_tables: source and target have a table each, not one for both.
-    tied: the head is the table of the target.
-    classes: C of a head of the whole text; None is none. spans: a head that
-      says where an answer begins and ends.
-    start_id, eos_id: what the decoder begins with where it is not given, and
-      the end of text where classes are read.
-    dropout: rate. scan: loop over the blocks instead of unrolling them.
-  """
+  """Encoder and decoder; see `build` for the attributes."""
 
   vocab_size: int
   width: int
@@ -83,35 +71,29 @@ class BART(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self):
-    self.embedding = TokenEmbed(self.vocab_size, self.width, dtype=self.dtype)
+    sizes = (self.vocab_size, self.width)
+    self.embedding = TokenEmbed(*sizes, dtype=self.dtype)
     self.decoder_embedding = self.embedding
     if self.two_tables:
-      self.decoder_embedding = TokenEmbed(
-        self.vocab_size, self.width, dtype=self.dtype
-      )
+      self.decoder_embedding = TokenEmbed(*sizes, dtype=self.dtype)
+    linear = functools.partial(dense, name=None, dtype=self.dtype)
     if not self.tied:
-      init = rules.with_axes(nn.initializers.normal(0.02), ("embed", "vocab"))
-      self.head = nn.Dense(
-        self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init
-      )
+      self.head = linear(self.vocab_size, axis="vocab", use_bias=False)
     stack = dict(dtype=self.dtype, scan=self.scan, remat=self.remat)
     spec = self._spec(self.heads, self.mlp, False)
     self.encoder = Stack(spec, self.depth, **stack)
     self.decoder = Stack(self._decoder_spec, self.decoder_depth, **stack)
     self.encoder_places = LearnedSequence(self.length, 0.02, OFFSET)
     self.decoder_places = LearnedSequence(self.length, 0.02, OFFSET)
-    self.encoder_norm = layer_norm(epsilon=1e-5, dtype=self.dtype)
-    self.decoder_norm = layer_norm(epsilon=1e-5, dtype=self.dtype)
+    norm = functools.partial(layer_norm, epsilon=1e-5, dtype=self.dtype)
+    self.encoder_norm, self.decoder_norm = norm(), norm()
     if self.norms_first:
-      self.encoder_last = layer_norm(epsilon=1e-5, dtype=self.dtype)
-      self.decoder_last = layer_norm(epsilon=1e-5, dtype=self.dtype)
+      self.encoder_last, self.decoder_last = norm(), norm()
     if self.classes is not None:
-      self.classes_dense = dense(self.width, name=None, dtype=self.dtype)
-      self.classes_head = dense(
-        self.classes, name=None, axis="classes", dtype=self.dtype
-      )
+      self.classes_dense = linear(self.width)
+      self.classes_head = linear(self.classes, axis="classes")
     if self.spans:
-      self.spans_head = dense(2, name=None, dtype=self.dtype)
+      self.spans_head = linear(2)
     self.drop = nn.Dropout(self.dropout)
     if self.bias:
       # A constant of the model, which no gradient reaches.
@@ -166,12 +148,14 @@ class BART(nn.Module):
         )
       decoder_tokens = seq2seq.shifted(tokens, self.start_id)
     x = self.hidden(tokens, decoder_tokens, mask, train=train)
-    if self.classes is not None:
-      return self._classified(x, tokens, train)
     if self.spans:
-      ends = self.spans_head(x)
-      return {"start": ends[..., 0], "end": ends[..., 1]}
-    return self._logits(x)
+      return seq2seq.ends(self.spans_head(x))
+    if self.classes is None:
+      return self._logits(x)
+    x = pooling.at(x, seq2seq.last_end(tokens, self.eos_id))
+    x = self.drop(x, deterministic=not train)
+    x = self.drop(jnp.tanh(self.classes_dense(x)), deterministic=not train)
+    return rules.constrain(self.classes_head(x), "batch", "classes")
 
   def hidden(
     self,
@@ -191,12 +175,6 @@ class BART(nn.Module):
       memory_mask=seq2seq.keys(mask),
     )
     return self.decoder_last(x) if self.norms_first else x
-
-  def _classified(self, x: jax.Array, tokens: jax.Array, train: bool):
-    x = pooling.at(x, seq2seq.last_end(tokens, self.eos_id))
-    x = self.drop(x, deterministic=not train)
-    x = self.drop(jnp.tanh(self.classes_dense(x)), deterministic=not train)
-    return rules.constrain(self.classes_head(x), "batch", "classes")
 
   def encode(
     self,
@@ -226,11 +204,7 @@ class BART(nn.Module):
     Raises:
       InputError: more slots than there are positions.
     """
-    if slots > self.length:
-      raise errors.InputError(
-        f"slots = {slots}: the model has positions for length = {self.length}; "
-        "decode less."
-      )
+    seq2seq.check_slots(slots, self.length)
     memory = self.encode(tokens, mask)
     layers = make_cache(
       self._decoder_spec,
@@ -241,8 +215,7 @@ class BART(nn.Module):
       memory=tokens.shape[1],
       dtype=self.dtype,
     )
-    there = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
-    state = State(layers, there)
+    state = State(layers, seq2seq.there(tokens, mask))
     return self._continue(state, prompt, jnp.zeros((), jnp.int32), memory)
 
   def step(
@@ -297,24 +270,42 @@ def build(
   decoder_mlp: int | None = None,
   length: int = 1024,
   act: str = "gelu_exact",
+  scale_embedding: bool = False,
+  bias: bool = True,
+  norms_first: bool = False,
+  two_tables: bool = False,
+  tied: bool = True,
+  classes: int | None = None,
+  spans: bool = False,
+  start_id: int | None = 2,
+  eos_id: int = 2,
+  dropout: float = 0.0,
+  scan: bool = True,
   remat: str = "none",
   dtype: str = "float32",
-  **options: Any,
 ) -> BART:
   """Builds an encoder-decoder.
 
   Args:
     variant: a size of `VARIANTS`, or None. What is given beside it goes
       before it.
-    vocab_size: V.
-    width: D. depth: blocks of the encoder. heads: N. mlp: F.
+    vocab_size: V. width: D. depth: blocks of the encoder. heads: N. mlp: F.
     decoder_depth, decoder_heads, decoder_mlp: of the decoder; None is as the
       encoder.
     length: the longest source and the longest target.
     act: "gelu" (tanh), "gelu_exact", ...
+    scale_embedding: embeddings are multiplied by the root of D.
+    bias: the head adds the collection "constants", "head_bias" [V].
+    norms_first: of the branches, and one more after each stack, as in mBART.
+    two_tables: source and target have a table each, not one for both.
+    tied: the head is the table of the target.
+    classes: C of a head of the whole text; None is none. spans: a head that
+      says where an answer begins and ends.
+    start_id, eos_id: what the decoder begins with where it is not given, and
+      the end of text where classes are read.
+    dropout: rate. scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
-    **options: other attributes of `BART`.
 
   Raises:
     InputError: an unknown name, or a size that is not given.
@@ -333,8 +324,6 @@ def build(
     )
   if remat not in REMAT:
     raise errors.unknown("models.bart remat", remat, REMAT)
-  for name in set(options) - set(BART.__dataclass_fields__):
-    raise errors.unknown("models.bart keyword", name, BART.__dataclass_fields__)
   activation(act)
   return BART(
     vocab_size=vocab_size,
@@ -344,7 +333,17 @@ def build(
     decoder_mlp=decoder_mlp or sizes["mlp"],
     length=length,
     act=act,
+    scale_embedding=scale_embedding,
+    bias=bias,
+    norms_first=norms_first,
+    two_tables=two_tables,
+    tied=tied,
+    classes=classes,
+    spans=spans,
+    start_id=start_id,
+    eos_id=eos_id,
+    dropout=dropout,
+    scan=scan,
     remat=remat,
-    **options,
     dtype=jnp.dtype(dtype),
   )

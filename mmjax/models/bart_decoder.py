@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers import seq2seq
+from mmjax.layers.bert import dense
 from mmjax.layers.block import Spec, make_cache
 from mmjax.layers.embed import TokenEmbed
 from mmjax.layers.mlp import activation
@@ -67,10 +68,8 @@ class BARTDecoder(nn.Module):
       self.last_norm = layer_norm(**args)
     self.drop = nn.Dropout(self.dropout)
     if not self.tied:
-      init = rules.with_axes(nn.initializers.normal(0.02), ("embed", "vocab"))
-      self.head = nn.Dense(
-        self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init
-      )
+      own: Any = dict(axis="vocab", use_bias=False, dtype=self.dtype)
+      self.head = dense(self.vocab_size, name=None, **own)
 
   @property
   def _spec(self) -> Spec:
@@ -116,14 +115,11 @@ class BARTDecoder(nn.Module):
     Raises:
       InputError: more slots than there are positions.
     """
-    if slots > self.length:
-      raise errors.InputError(
-        f"slots = {slots}: the model has positions for length = {self.length}; "
-        "decode less."
-      )
+    seq2seq.check_slots(slots, self.length)
     batch, length = prompt.shape
-    there = jnp.ones((batch, length), bool) if mask is None else mask != 0
-    there = jnp.pad(there, ((0, 0), (0, slots - length)), constant_values=True)
+    unwritten = ((0, 0), (0, slots - length))
+    there = seq2seq.there(prompt, mask)
+    there = jnp.pad(there, unwritten, constant_values=True)
     layers = make_cache(
       self._spec,
       self.depth,
@@ -138,7 +134,8 @@ class BARTDecoder(nn.Module):
     self, cache: State, tokens: jax.Array, slot: jax.Array
   ) -> tuple[jax.Array, State]:
     """Continues a text; see `layers.generate`."""
-    seen = masks.cached(*cache.mask.shape, slot, tokens.shape[1])
+    batch, slots = cache.mask.shape
+    seen = masks.cached(batch, slots, slot, tokens.shape[1])
     x, layers = self.decoder(
       self._embed(tokens, slot),
       seen & masks.Keys(cache.mask),

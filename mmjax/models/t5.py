@@ -31,6 +31,7 @@ from mmjax.layers.transformer import REMAT, Stack
 from mmjax.ops import masks
 from mmjax.parallel import rules
 
+_V1_0 = dict(act="relu", gated=False, tied=True, scale_head=True)
 _V1_1 = dict(act="gelu", gated=True, tied=False, scale_head=False)
 VARIANTS: dict[str, dict[str, Any]] = {
   name: dict(
@@ -56,19 +57,7 @@ TINY_INPUTS = dict(tokens=((9,), "int32"), decoder_tokens=((7,), "int32"))
 
 
 class T5(nn.Module):
-  """Encoder and decoder; see `build` for further attributes.
-
-  Attributes:
-    buckets, max_distance: see `ops.bias.relative_buckets`. layer_bias: each
-      layer has its own bias, as in umT5.
-    classes: C of a head of the whole text, each_token: of each token; None is
-      none. spans: a head that says where an answer begins and ends.
-    start_id, eos_id: what the decoder begins with where it is not given, and
-      the end of text where classes are read.
-    epsilon: of the norms.
-    dropout: rate.
-    scan: loop over the blocks instead of unrolling them.
-  """
+  """Encoder and decoder; see `build` for the attributes."""
 
   vocab_size: int
   width: int
@@ -118,13 +107,9 @@ class T5(nn.Module):
     if self.spans:
       self.spans_head = dense(2, name=None, dtype=self.dtype)
     if not self.tied:
+      init = rules.with_axes(nn.initializers.normal(1.0), ("embed", "vocab"))
       self.head = nn.Dense(
-        self.vocab_size,
-        use_bias=False,
-        dtype=self.dtype,
-        kernel_init=rules.with_axes(
-          nn.initializers.normal(1.0), ("embed", "vocab")
-        ),
+        self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init
       )
 
   def _spec(self, cross: bool) -> Spec:
@@ -174,8 +159,7 @@ class T5(nn.Module):
       decoder_tokens = seq2seq.shifted(tokens, self.start_id)
     x = self.hidden(tokens, decoder_tokens, mask, train=train)
     if self.spans:
-      ends = self.spans_head(x)
-      return {"start": ends[..., 0], "end": ends[..., 1]}
+      return seq2seq.ends(self.spans_head(x))
     if self.classes is None:
       return self._logits(x)
     x = pooling.at(x, seq2seq.last_end(tokens, self.eos_id))
@@ -239,8 +223,7 @@ class T5(nn.Module):
       memory=tokens.shape[1],
       dtype=self.dtype,
     )
-    there = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
-    state = State(layers, there)
+    state = State(layers, seq2seq.there(tokens, mask))
     return self._continue(state, prompt, jnp.zeros((), jnp.int32), memory)
 
   def step(
@@ -287,9 +270,19 @@ def build(
   gated: bool | None = None,
   tied: bool | None = None,
   scale_head: bool | None = None,
+  buckets: int = 32,
+  max_distance: int = 128,
+  layer_bias: bool = False,
+  classes: int | None = None,
+  each_token: bool = False,
+  spans: bool = False,
+  start_id: int = 0,
+  eos_id: int = 1,
+  epsilon: float = 1e-6,
+  dropout: float = 0.0,
+  scan: bool = True,
   remat: str = "none",
   dtype: str = "float32",
-  **options: Any,
 ) -> T5:
   """Builds an encoder-decoder.
 
@@ -302,26 +295,26 @@ def build(
     act: "relu" in version 1.0, "gelu" (tanh) in 1.1. gated: as in 1.1.
     tied: the head is the table of embeddings, as in 1.0.
     scale_head: features are multiplied by D**-0.5 before the head, as in 1.0.
+    buckets, max_distance: see `ops.bias.relative_buckets`. layer_bias: each
+      layer has its own, as in umT5.
+    classes: C of a head of the whole text, or with each_token of each token;
+      None is none. spans: a head that says where an answer begins and ends.
+    start_id, eos_id: what the decoder begins with where it is not given, and
+      the end of text where classes are read.
+    epsilon: of the norms. dropout: rate.
+    scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
-    **options: other attributes of `T5`.
 
   Raises:
     InputError: an unknown name, or a size that is not given.
   """
-  given: dict[str, Any] = dict(
-    width=width,
-    depth=depth,
-    heads=heads,
-    head_dim=head_dim,
-    mlp=mlp,
-    act=act,
-    gated=gated,
-    tied=tied,
-    scale_head=scale_head,
+  sizes = dict(
+    width=width, depth=depth, heads=heads, head_dim=head_dim, mlp=mlp
   )
-  known: dict[str, Any] = dict(act="relu", gated=False, tied=True)
-  known["scale_head"] = True
+  ways = dict(act=act, gated=gated, tied=tied, scale_head=scale_head)
+  given: dict[str, Any] = sizes | ways
+  known: dict[str, Any] = dict(_V1_0)
   if variant is not None:
     if variant not in VARIANTS:
       raise errors.unknown("models.t5 variant", variant, VARIANTS)
@@ -335,14 +328,22 @@ def build(
     )
   if remat not in REMAT:
     raise errors.unknown("models.t5 remat", remat, REMAT)
-  for name in set(options) - set(T5.__dataclass_fields__):
-    raise errors.unknown("models.t5 keyword", name, T5.__dataclass_fields__)
   activation(given["act"])
   return T5(
     vocab_size=vocab_size,
     decoder_depth=given["depth"] if decoder_depth is None else decoder_depth,
     **given,
-    **options,
+    buckets=buckets,
+    max_distance=max_distance,
+    layer_bias=layer_bias,
+    classes=classes,
+    each_token=each_token,
+    spans=spans,
+    start_id=start_id,
+    eos_id=eos_id,
+    epsilon=epsilon,
+    dropout=dropout,
+    scan=scan,
     remat=remat,
     dtype=jnp.dtype(dtype),
   )

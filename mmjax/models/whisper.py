@@ -51,7 +51,6 @@ PARTS = ("whole", "encoder", "decoder")
 
 # What half of it does without.
 _UNREAD = dict(encoder="vocab_size", decoder="mels")
-IDS = ("prompt", "languages", "eos_ids", "suppress", "begin_suppress")
 
 # What the contract tests build and feed: axes after the batch, and dtype.
 TINY = dict(
@@ -258,11 +257,15 @@ def build(
   act: str = "gelu_exact",
   epsilon: float = 1e-5,
   dropout: float = 0.0,
+  prompt: Sequence[int] = (),
+  languages: Sequence[int] = (),
+  eos_ids: Sequence[int] = (),
   pad_id: int = 0,
+  suppress: Sequence[int] = (),
+  begin_suppress: Sequence[int] = (),
   scan: bool = True,
   remat: str = "none",
   dtype: str = "float32",
-  **ids: Sequence[int],
 ) -> Whisper | Encoder | Decoder:
   """Builds a Whisper, or one half of it.
 
@@ -279,13 +282,13 @@ def build(
     part: "whole", "encoder", or "decoder", called with tokens and memory.
     act: of the blocks; between the convolutions it is the exact GELU.
     epsilon: of the norms. dropout: rate.
-    pad_id: what `transcribe` fills texts up with if it is not told.
+    prompt, languages, eos_ids, pad_id, suppress, begin_suppress: what
+      `transcribe` takes if it is not told: ids that texts start with, that
+      may stand for -1 there, that end them, that fill them up, that they
+      never hold, that they do not start with.
     scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters are float32.
-    **ids: by the names of `IDS`, what else it takes then: ids that texts start
-      with, that may stand for -1 there, that end them, that they never hold,
-      that they do not start with.
 
   Raises:
     InputError: an unknown name, or a size that is missing.
@@ -316,8 +319,6 @@ def build(
       f"models.whisper: {', '.join(missing)} not given; give them, or a "
       "variant such as 'tiny'."
     )
-  for name in set(ids) - set(IDS):
-    raise errors.unknown("models.whisper keyword", name, IDS)
   activation(act)
   blocks: dict[str, Any] = dict(heads=sizes.pop("heads"), mlp=sizes.pop("mlp"))
   spec = Spec(**blocks, act=act, epsilon=epsilon, biases="qvo", dropout=dropout)
@@ -325,16 +326,15 @@ def build(
     audio_length=audio_length, scan=scan, remat=remat, dtype=jnp.dtype(dtype)
   )
   if part == "encoder":
-    own = {name: sizes[name] for name in ("mels", "width", "depth")}
-    return Encoder(spec, **own, **shared)
+    own = (sizes["mels"], sizes["width"], sizes["depth"])
+    return Encoder(spec, *own, **shared)
   halves = dict(heads=decoder_heads or spec.heads, mlp=decoder_mlp or spec.mlp)
   decoder_spec = dataclasses.replace(spec, **halves, cross=True)
   texts: Any = dict(length=length, tied=tied)
   if part == "decoder":
-    own = {name: sizes[name] for name in ("vocab_size", "width")}
+    own = (sizes["vocab_size"], sizes["width"], sizes["decoder_depth"])
     del shared["audio_length"]
-    depth = sizes["decoder_depth"]
-    return Decoder(decoder_spec, **own, depth=depth, **texts, **shared)
+    return Decoder(decoder_spec, *own, **texts, **shared)
   return Whisper(
     encoder_spec=spec,
     decoder_spec=decoder_spec,
@@ -342,5 +342,9 @@ def build(
     **shared,
     **texts,
     pad_id=pad_id,
-    **{name: tuple(found) for name, found in ids.items()},
+    prompt=tuple(prompt),
+    languages=tuple(languages),
+    eos_ids=tuple(eos_ids),
+    suppress=tuple(suppress),
+    begin_suppress=tuple(begin_suppress),
   )
