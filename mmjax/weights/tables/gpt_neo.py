@@ -110,7 +110,8 @@ def _pattern(config: Mapping[str, Any]) -> str:
       f"config.json attention_types = {config['attention_types']!r} names "
       f"{len(kinds)} layers, but num_layers = {depth}; make them agree."
     )
-  return hub.period("".join(LETTERS[kind] for kind in kinds))
+  # Without layers any letter serves.
+  return hub.period("".join(LETTERS[kind] for kind in kinds)) or "g"
 
 
 def _block(heads: int) -> list[Rule]:

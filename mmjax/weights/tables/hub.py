@@ -204,9 +204,12 @@ def period(letters: str) -> str:
   """Returns the shortest letters that give all these, again and again."""
   count = len(letters)
   return next(
-    letters[:n]
-    for n in range(1, count + 1)
-    if count % n == 0 and letters[:n] * (count // n) == letters
+    (
+      letters[:n]
+      for n in range(1, count)
+      if count % n == 0 and letters[:n] * (count // n) == letters
+    ),
+    letters,
   )
 
 
