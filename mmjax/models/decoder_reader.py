@@ -120,8 +120,9 @@ def build(
     raise errors.unknown("models.decoder_reader reads", reads, READS)
   if decoder.get("name") != "decoder_lm" or decoder.get("tied") is False:
     raise errors.InputError(
-      f"models.decoder_reader decoder = {dict(decoder)}: its features are read, "
-      "and it has no head of its own; give name='decoder_lm' and leave out tied."
+      f"models.decoder_reader decoder = {dict(decoder)}: its features are "
+      "read, and it has no head of its own; give name='decoder_lm' and leave "
+      "out tied."
     )
   return DecoderReader(
     decoder=build_plugin("models", **{"dtype": dtype, **decoder}),

@@ -301,16 +301,16 @@ def build(
       "bins, so that pieces of frames fill the square.",
     ),
     (
-      (side // stride) % 2 ** (len(depths) - 1),
+      side < stride or (side // stride) % 2 ** (len(depths) - 1),
       f"side = {side}: {len(depths)} stages halve it, after steps of {stride} "
-      "pixels; take a multiple.",
+      f"pixels; take a multiple of {stride * 2 ** (len(depths) - 1)}.",
     ),
     (
       patch < stride
       or (side + (patch - stride) // 2 * 2 - patch) // stride
       != side // stride - 1,
-      f"patch = {patch}, stride = {stride}, side = {side}: the patch must be "
-      "the larger by an even number, or the stride not divide the side.",
+      f"patch = {patch}, stride = {stride}, side = {side}: a row must hold "
+      "side // stride patches; take one larger by an even number.",
     ),
     (
       fused and width < reduction,

@@ -1,4 +1,4 @@
-"""Whisper's encoder with a head that classifies sounds, as the model hub has it.
+"""Whisper's encoder with a head that classifies sounds, as the hub has it.
 
 "Robust speech recognition via large-scale weak supervision", Radford et al.
 2022, for the encoder. Its features, or a learned mean of what its blocks read

@@ -1,10 +1,10 @@
 """T5 of both versions, mT5 and umT5, in the model hub's layout.
 
 Whole, or the encoder alone; with a head of words, of classes of a text or of
-each token, or of the ends of an answer. The head of words is the table of embeddings unless the
-checkpoint holds another; whether features are scaled before it, the config
-says on its own (`scale_decoder_outputs`), or in old files by
-`tie_word_embeddings`.
+each token, or of the ends of an answer. The head of words is the table of
+embeddings unless the checkpoint holds another; whether features are scaled
+before it, the config says on its own (`scale_decoder_outputs`), or in old
+files by `tie_word_embeddings`.
 """
 
 from collections.abc import Mapping

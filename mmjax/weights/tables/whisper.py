@@ -1,8 +1,9 @@
 """Whisper: the hub's, OpenAI's own files, and CTranslate2's.
 
 The hub's stand under `model.`, or bare; with "encoder." alone it is the audio
-encoder, perhaps with a head that classifies; with "decoder." alone the decoder. OpenAI's .pt says the sizes in "dims". CTranslate2 packs projections,
-and says the heads in scalars of its file (`weights/ctranslate2.py`).
+encoder, perhaps with a head that classifies; with "decoder." alone the decoder.
+OpenAI's .pt says the sizes in "dims". CTranslate2 packs projections, and says
+the heads in scalars of its file (`weights/ctranslate2.py`).
 """
 
 import dataclasses

@@ -52,12 +52,6 @@ def test_layers_that_see_alike_are_one_stack(declared):
   assert window.sources(13)[0] == "layers.1.input_layernorm.weight"
 
 
-def test_no_layers_at_all(declared):
-  recipe, leaves = declared(SMALL | dict(num_hidden_layers=0))
-  assert recipe.model["pattern"] == "g"
-  assert not any("blocks" in name for name in leaves)
-
-
 @pytest.mark.parametrize(
   "changes, message",
   [
