@@ -118,6 +118,7 @@ class Attention(nn.Module):
     deterministic: bool = True,
     *,
     bias: jax.Array | Bias | None = None,
+    factor: jax.Array | None = None,
     positions: jax.Array | None = None,
     cache: KV | None = None,
     slot: jax.Array | None = None,
@@ -136,6 +137,7 @@ class Attention(nn.Module):
       mask: over queries and keys, those of the cache if there is one.
       deterministic: no dropout.
       bias: added to the scores, [B|1 N|1 T S], or a table of `ops.bias`.
+      factor: float32 scalar, of the scores before the bias; None is 1.
       positions: int32 [B|1 T] of x_q, for rotary positions; None is 0, 1, ...
       cache: keys and values of this layer.
       slot: int32 scalar.
@@ -175,6 +177,8 @@ class Attention(nn.Module):
       )
     )
     q = query(x_q)
+    if factor is not None:
+      q = q * factor.astype(q.dtype)
     if cache is not None and x_kv is None and slot is None:
       k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
     else:

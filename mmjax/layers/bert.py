@@ -25,6 +25,7 @@ def dense(
   *,
   name: str | None,
   axis: str | None = None,
+  use_bias: bool = True,
   dtype: Any = jnp.float32,
 ) -> nn.Dense:
   """Returns a dense layer from the width, of BERT's start.
@@ -33,10 +34,12 @@ def dense(
     features: of the result.
     name: of the module, None where its attribute names it.
     axis: logical axis of the result, None where it is never split.
+    use_bias: whether there is a bias.
     dtype: of the computation.
   """
   return nn.Dense(
     features,
+    use_bias=use_bias,
     dtype=dtype,
     kernel_init=rules.with_axes(nn.initializers.normal(SCALE), ("embed", axis)),
     bias_init=rules.with_axes(nn.initializers.zeros, (axis or "norm",)),
@@ -164,12 +167,14 @@ class MaskedWords(nn.Module):
 
   Attributes:
     act, epsilon: see `Transform`.
+    tied: by that table; else by a kernel of its own.
     dtype: of the computation.
   """
 
   act: str = "gelu_exact"
   epsilon: float = 1e-12
   dtype: Any = jnp.float32
+  tied: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, words: jax.Array) -> jax.Array:
@@ -180,6 +185,9 @@ class MaskedWords(nn.Module):
       rules.with_axes(nn.initializers.zeros, ("vocab",)),
       (words.shape[0],),
     )
+    if not self.tied:
+      init = rules.with_axes(nn.initializers.normal(SCALE), ("embed", "vocab"))
+      words = self.param("kernel", init, words.shape[::-1]).T
     logits = jnp.einsum("btd,vd->btv", x, words.astype(self.dtype))
     logits = logits + bias.astype(self.dtype)[None, None]
     return rules.constrain(logits, "batch", "length", "vocab")

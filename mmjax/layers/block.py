@@ -142,6 +142,18 @@ class Context:
   slot: jax.Array | None = None
 
 
+class Each(NamedTuple):
+  """What a block of a stack has beside parameters, or all [depth ...].
+
+  Attributes:
+    scale: float32 scalar, a factor of the scores of self-attention.
+    bias: added to them in place of the context's.
+  """
+
+  scale: jax.Array | None = None
+  bias: jax.Array | Bias | None = None
+
+
 class Block(nn.Module):
   """Self-attention, perhaps cross-attention, and an MLP, each a branch.
 
@@ -164,6 +176,7 @@ class Block(nn.Module):
     cache: Cache | None = None,
     context: Context | None = None,
     deterministic: bool = True,
+    each: Each | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """Maps tokens [B T D] to tokens [B T D].
 
@@ -173,11 +186,12 @@ class Block(nn.Module):
       cache: of this block.
       context: masks, positions, memory.
       deterministic: no dropout at all.
+      each: of this block.
 
     Returns:
       The tokens and the new cache: the carry and output that `scan` wants.
     """
-    spec, context = self.spec, context or Context()
+    spec, context, each = self.spec, context or Context(), each or Each()
     own, memory = (None, None) if cache is None else cache
 
     def attend(y, name, x_kv, mask, kv, rotary, **kw):
@@ -206,7 +220,8 @@ class Block(nn.Module):
         context.mask,
         own,
         spec.rotary,
-        bias=context.bias,
+        bias=context.bias if each.bias is None else each.bias,
+        factor=each.scale,
         positions=context.positions,
         slot=context.slot,
       )
@@ -296,8 +311,9 @@ class Cycle(nn.Module):
     cache: Cache | None,
     context: tuple[Context, ...],
     deterministic: bool,
+    each: Each | None = None,
   ) -> tuple[jax.Array, Cache | None]:
-    """As `Block`, where drop_path, cache and context have C entries."""
+    """As `Block`, where all but x and deterministic have C entries."""
     caches = []
     for i in range(self.length):
       pick = lambda a, i=i: a[i]  # noqa: E731
@@ -307,6 +323,7 @@ class Cycle(nn.Module):
         jax.tree.map(pick, cache),
         context[i],
         deterministic,
+        jax.tree.map(pick, each),
       )
       caches.append(new)
     return x, jax.tree.map(lambda *a: jnp.stack(a), *caches)

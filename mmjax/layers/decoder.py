@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers import norm as norms
-from mmjax.layers.block import Cache, Spec, make_cache
+from mmjax.layers.block import Cache, Each, Spec, make_cache
 from mmjax.layers.embed import TokenEmbed, word_logits
 from mmjax.layers.position import LearnedSequence, RelativeBias
 from mmjax.layers.transformer import Stack
@@ -49,6 +49,7 @@ class DecoderLM(nn.Module):
     pattern: what the blocks see, in turn: "g" all before, "b" a band.
     window: of a band: a token sees itself and window - 1 before it.
     scale: of the products of queries and keys, None is H**-0.5.
+    scale_falls: it is divided by the number of the block, from 1.
     softcap: of these scores, logits_cap: of the logits, cap * tanh(x / cap)
       ("Gemma 2", 2024); None is none. norm_after: branches end in a norm, too.
     biases: of the attention, letters of "qkvo". mlp_bias: of the MLP.
@@ -79,6 +80,7 @@ class DecoderLM(nn.Module):
   pattern: str = "g"
   window: int | None = None
   scale: float | None = None
+  scale_falls: bool = False
   softcap: float | None = None
   logits_cap: float | None = None
   norm_after: bool = False
@@ -107,13 +109,8 @@ class DecoderLM(nn.Module):
     if self.posemb == "relative":
       self.relative = RelativeBias(self.heads, bidirectional=False)
     self.embed_drop = nn.Dropout(self.embed_dropout)
-    self.decoder = Stack(
-      self.spec,
-      self.depth,
-      dtype=self.dtype,
-      scan=self.scan,
-      remat=self.remat,
-    )
+    stack = dict(dtype=self.dtype, scan=self.scan, remat=self.remat)
+    self.decoder = Stack(self.spec, self.depth, **stack)
     self.final_norm = norms.norm(
       self.norm, epsilon=self.epsilon, dtype=self.dtype
     )
@@ -248,11 +245,15 @@ class DecoderLM(nn.Module):
         queries = first + jnp.arange(x.shape[1], dtype=jnp.int32)[None]
         keys = jnp.arange(cache.own.k.shape[2], dtype=jnp.int32)[None]
         bias = self.relative(queries, keys)
+    each = None
+    if self.scale_falls:
+      each = Each(1.0 / jnp.arange(1, self.depth + 1, dtype=jnp.float32))
     out = self.decoder(
       x,
       mask,
       not train,
       bias=bias,
+      each=each,
       positions=positions,
       cache=cache,
       slot=slot,

@@ -97,18 +97,25 @@ class RelativeBias(nn.Module):
   Attributes:
     heads: N.
     buckets, max_distance, bidirectional: see `ops.bias.relative_buckets`.
+    depth: number of layers, if each has its own: what is returned then has
+      the layers first. None is one for all.
   """
 
   heads: int
   buckets: int = 32
   max_distance: int = 128
   bidirectional: bool = True
+  depth: int | None = None
 
   def setup(self):
+    lead = () if self.depth is None else (self.depth,)
     self.table = self.param(
       "table",
-      rules.with_axes(nn.initializers.normal(0.02), (None, "heads")),
-      (self.buckets, self.heads),
+      rules.with_axes(
+        nn.initializers.normal(0.02),
+        (*("layers" for _ in lead), None, "heads"),
+      ),
+      (*lead, self.buckets, self.heads),
     )
 
   def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
@@ -124,11 +131,14 @@ class RelativeBias(nn.Module):
       self.max_distance,
       self.bidirectional,
     )
-    return jnp.moveaxis(jnp.take(self.table, found, axis=0), 3, 1)
+    if self.depth is None:
+      return jnp.moveaxis(jnp.take(self.table, found, axis=0), 3, 1)
+    return jnp.moveaxis(jnp.take(self.table, found, axis=1), 4, 2)
 
   def spec(self) -> Buckets:
     """Returns the bias of whole sequences, whose positions count from 0."""
-    return Buckets(self.table.T, self.max_distance, self.bidirectional)
+    table = self.table.swapaxes(-1, -2)
+    return Buckets(table, self.max_distance, self.bidirectional)
 
 
 class LearnedGrid(nn.Module):

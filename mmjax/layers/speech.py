@@ -43,15 +43,19 @@ class Encoder(nn.Module):
   remat: str = "none"
 
   @nn.compact
-  def __call__(self, audio: jax.Array, *, train: bool = False) -> jax.Array:
+  def __call__(
+    self, audio: jax.Array, *, train: bool = False, every: bool = False
+  ) -> Any:
     """Encodes sounds.
 
     Args:
       audio: float [B A F], log-mel frames, A at most twice `audio_length`.
       train: dropout on.
+      every: what the blocks read and return is wanted.
 
     Returns:
-      [B ceil(A/2) D].
+      [B ceil(A/2) D]; with `every`, also what the first block reads and each
+      but the last returns, [depth B ceil(A/2) D].
 
     Raises:
       InputError: F is not `mels`, or there are too many frames.
@@ -92,6 +96,7 @@ class Encoder(nn.Module):
     x = x + table[None, : x.shape[1]].astype(x.dtype)
     x = rules.constrain(x, "batch", "length", "embed")
     x = nn.Dropout(self.spec.dropout)(x, deterministic=not train)
+    first = x
     x = Stack(
       self.spec,
       self.depth,
@@ -99,14 +104,16 @@ class Encoder(nn.Module):
       scan=self.scan,
       remat=self.remat,
       name="layers",
-    )(x, None, not train)
-    return layer_norm(epsilon=self.spec.epsilon, dtype=self.dtype, name="norm")(
-      x
-    )
+    )(x, None, not train, every=every)
+    x, told = x if every else (x, None)
+    norm = layer_norm(epsilon=self.spec.epsilon, dtype=self.dtype, name="norm")
+    if told is None:
+      return norm(x)
+    return norm(x), jnp.concatenate([first[None], told[:-1]])
 
 
 class Decoder(nn.Module):
-  """Tokens, learned positions, causal blocks, logits by the tokens' table.
+  """Tokens, learned positions, causal blocks, and logits.
 
   Attributes:
     spec: of the blocks.
@@ -114,6 +121,7 @@ class Decoder(nn.Module):
     width: D.
     depth: number of blocks.
     length: the longest text.
+    tied: the head is the tokens' table.
     dtype, scan, remat: see `layers.transformer.Stack`.
   """
 
@@ -122,6 +130,7 @@ class Decoder(nn.Module):
   width: int
   depth: int
   length: int
+  tied: bool = True
   dtype: Any = jnp.float32
   scan: bool = True
   remat: str = "none"
@@ -148,7 +157,7 @@ class Decoder(nn.Module):
       train: dropout on.
 
     Returns:
-      Logits [B T V] by the embedding's table, and features [B T D]; with a
+      Logits [B T V], and features [B T D]; with a
       cache, also the new cache.
     """
     tokens = rules.constrain(tokens, "batch", None)
@@ -182,5 +191,15 @@ class Decoder(nn.Module):
     )(x, seen, not train, memory=memory, cache=cache, slot=first)
     x, cache = x if cache is not None else (x, None)
     x = layer_norm(epsilon=self.spec.epsilon, dtype=self.dtype, name="norm")(x)
-    logits = embed.attend(x)
+    if self.tied:
+      logits = embed.attend(x)
+    else:
+      init = nn.initializers.normal(self.width**-0.5)
+      logits = nn.Dense(
+        self.vocab_size,
+        use_bias=False,
+        dtype=self.dtype,
+        kernel_init=rules.with_axes(init, ("embed", "vocab")),
+        name="head",
+      )(x)
     return (logits, x) if cache is None else (logits, x, cache)

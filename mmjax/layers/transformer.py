@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import errors
-from mmjax.layers.block import ORDERS, Block, Cache, Context, Cycle, Spec
+from mmjax.layers.block import ORDERS, Block, Cache, Context, Cycle, Each, Spec
 from mmjax.ops import attention as ops
 from mmjax.ops.bias import Bias
 from mmjax.ops.masks import Mask
@@ -41,6 +41,15 @@ REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+class Told(Block):
+  """A block that also tells the loop what it returns."""
+
+  def __call__(self, *args: Any, **keywords: Any) -> Any:
+    """Returns the tokens of a block, twice."""
+    x, _ = super().__call__(*args, **keywords)
+    return x, x
 
 
 class Stack(nn.Module):
@@ -79,6 +88,8 @@ class Stack(nn.Module):
     memory_mask: Mask | None = None,
     cache: Cache | None = None,
     slot: jax.Array | None = None,
+    each: Each | None = None,
+    every: bool = False,
   ) -> Any:
     """Maps tokens [B T D] to tokens [B T D].
 
@@ -90,9 +101,13 @@ class Stack(nn.Module):
       deterministic: no dropout.
       bias, positions, memory, memory_mask, slot: see `Context`.
       cache: see `make_cache`.
+      each: leaves [depth ...], what each block has of its own.
+      every: what each block returns is wanted; without a cache, and with one
+        mask for all.
 
     Returns:
-      [B T D]; with a cache, also the new cache.
+      [B T D]; with a cache, also the new cache; with `every`, what each block
+      returns [depth B T D].
 
     Raises:
       InputError: unknown remat policy or order, or a depth that is no multiple
@@ -103,7 +118,8 @@ class Stack(nn.Module):
     if self.spec.order not in ORDERS:
       raise errors.unknown("order", self.spec.order, ORDERS)
     if not self.depth:  # a scan of length 0 would make arrays of size 0
-      return x if cache is None else (x, cache)
+      told = jnp.zeros((0, *x.shape), x.dtype) if every else cache
+      return x if told is None else (x, told)
     if isinstance(mask, tuple) and len(mask) == 1:
       mask = mask[0]
     cycle = len(mask) if isinstance(mask, tuple) else 1
@@ -112,9 +128,12 @@ class Stack(nn.Module):
         f"depth = {self.depth} is no multiple of the {cycle} masks that its "
         "blocks take in turn; change one of them."
       )
+    settled = functools.partial(
+      ops.settled, length_q=x.shape[1], length_k=x.shape[1]
+    )
     make = functools.partial(
       Context,
-      bias=ops.settled(bias, x.shape[1], x.shape[1]),
+      bias=settled(bias),
       positions=positions,
       memory=memory,
       memory_mask=memory_mask,
@@ -126,11 +145,13 @@ class Stack(nn.Module):
     rates = None
     if self.drop_path > 0.0:
       rates = jnp.linspace(0.0, self.drop_path, self.depth)
+    if each is not None and each.bias is not None:
+      each = each._replace(bias=jax.vmap(settled)(each.bias))
     if cycle > 1:
-      rates, cache = jax.tree.map(
-        lambda a: a.reshape(-1, cycle, *a.shape[1:]), (rates, cache)
+      rates, cache, each = jax.tree.map(
+        lambda a: a.reshape(-1, cycle, *a.shape[1:]), (rates, cache, each)
       )
-    block: Any = Block if cycle == 1 else Cycle
+    block: Any = Cycle if cycle > 1 else Told if every else Block
     if self.remat != "none":
       # In a loop nothing can be merged across its boundary; unrolled, the
       # compiler would merge the recomputation with the original.
@@ -141,14 +162,14 @@ class Stack(nn.Module):
         static_argnums=(5,),
       )
     length = self.depth // cycle
-    in_axes: Any = (0, 0, nn.broadcast, nn.broadcast)
+    in_axes: Any = (0, 0, nn.broadcast, nn.broadcast, 0)
     args = (self.spec,) if cycle == 1 else (self.spec, cycle)
     if self.has_variable("params", "blocks_0"):
       news = []
       for i in range(length):
-        given = jax.tree.map(lambda a, i=i: a[i], (rates, cache))
+        given = jax.tree.map(lambda a, i=i: a[i], (rates, cache, each))
         x, new = block(*args, dtype=self.dtype, name=f"blocks_{i}")(
-          x, *given, context, deterministic
+          x, *given[:2], context, deterministic, given[2]
         )
         news.append(new)
       new = jax.tree.map(lambda *a: jnp.stack(a), *news)
@@ -164,10 +185,10 @@ class Stack(nn.Module):
         check_constancy_invariants=False,  # or it traces the body twice
       )(
         *args, dtype=self.dtype, name="blocks"
-      )(x, rates, cache, context, deterministic)
+      )(x, rates, cache, context, deterministic, each)
     if cycle > 1:
       new = jax.tree.map(lambda a: a.reshape(self.depth, *a.shape[2:]), new)
-    return x if cache is None else (x, new)
+    return x if cache is None and not every else (x, new)
 
 
 def apart(

@@ -4,12 +4,12 @@
 Positions are learned, and the first two rows of their tables are of no token;
 embeddings are normalised; the head is the table of embeddings, and adds a bias
 that is not learned. By its options mBART ("Multilingual denoising pre-training
-for neural machine translation", Liu et al. 2020), whose norms come first; and
-heads that classify a text or find an answer in it, for which the decoder reads
-the text once more.
+for neural machine translation", Liu et al. 2020), norms first; and heads that
+classify a text or find an answer, for which the decoder reads it once more.
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,12 +17,14 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers import pool as pooling
+from mmjax.layers import seq2seq
 from mmjax.layers.bert import dense
-from mmjax.layers.block import Cache, Spec, make_cache
+from mmjax.layers.block import Spec, make_cache
 from mmjax.layers.embed import TokenEmbed
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.position import LearnedSequence
+from mmjax.layers.seq2seq import State
 from mmjax.layers.transformer import REMAT, Stack
 from mmjax.ops import masks
 from mmjax.parallel import rules
@@ -41,18 +43,6 @@ TINY = dict(
 TINY_INPUTS = dict(tokens=((9,), "int32"), decoder_tokens=((7,), "int32"))
 
 
-class State(NamedTuple):
-  """What decoding keeps.
-
-  Attributes:
-    layers: keys and values of the decoder's blocks.
-    mask: which tokens of the encoder are there, bool [B M].
-  """
-
-  layers: Cache
-  mask: jax.Array
-
-
 class BART(nn.Module):
   """Encoder and decoder; see `build` for the attributes."""
 
@@ -69,6 +59,8 @@ class BART(nn.Module):
   scale_embedding: bool = False
   bias: bool = True
   norms_first: bool = False
+  two_tables: bool = False
+  tied: bool = True
   classes: int | None = None
   spans: bool = False
   start_id: int | None = 2
@@ -79,25 +71,29 @@ class BART(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self):
-    self.embedding = TokenEmbed(self.vocab_size, self.width, dtype=self.dtype)
+    sizes = (self.vocab_size, self.width)
+    self.embedding = TokenEmbed(*sizes, dtype=self.dtype)
+    self.decoder_embedding = self.embedding
+    if self.two_tables:
+      self.decoder_embedding = TokenEmbed(*sizes, dtype=self.dtype)
+    linear = functools.partial(dense, name=None, dtype=self.dtype)
+    if not self.tied:
+      self.head = linear(self.vocab_size, axis="vocab", use_bias=False)
     stack = dict(dtype=self.dtype, scan=self.scan, remat=self.remat)
     spec = self._spec(self.heads, self.mlp, False)
     self.encoder = Stack(spec, self.depth, **stack)
     self.decoder = Stack(self._decoder_spec, self.decoder_depth, **stack)
     self.encoder_places = LearnedSequence(self.length, 0.02, OFFSET)
     self.decoder_places = LearnedSequence(self.length, 0.02, OFFSET)
-    self.encoder_norm = layer_norm(epsilon=1e-5, dtype=self.dtype)
-    self.decoder_norm = layer_norm(epsilon=1e-5, dtype=self.dtype)
+    norm = functools.partial(layer_norm, epsilon=1e-5, dtype=self.dtype)
+    self.encoder_norm, self.decoder_norm = norm(), norm()
     if self.norms_first:
-      self.encoder_last = layer_norm(epsilon=1e-5, dtype=self.dtype)
-      self.decoder_last = layer_norm(epsilon=1e-5, dtype=self.dtype)
+      self.encoder_last, self.decoder_last = norm(), norm()
     if self.classes is not None:
-      self.classes_dense = dense(self.width, name=None, dtype=self.dtype)
-      self.classes_head = dense(
-        self.classes, name=None, axis="classes", dtype=self.dtype
-      )
+      self.classes_dense = linear(self.width)
+      self.classes_head = linear(self.classes, axis="classes")
     if self.spans:
-      self.spans_head = dense(2, name=None, dtype=self.dtype)
+      self.spans_head = linear(2)
     self.drop = nn.Dropout(self.dropout)
     if self.bias:
       # A constant of the model, which no gradient reaches.
@@ -150,30 +146,35 @@ class BART(nn.Module):
         raise errors.InputError(
           "models.bart decoder_tokens: not given; give them, or start_id."
         )
-      first = jnp.full_like(tokens[:, :1], self.start_id)
-      decoder_tokens = jnp.concatenate([first, tokens[:, :-1]], 1)
+      decoder_tokens = seq2seq.shifted(tokens, self.start_id)
+    x = self.hidden(tokens, decoder_tokens, mask, train=train)
+    if self.spans:
+      return seq2seq.ends(self.spans_head(x))
+    if self.classes is None:
+      return self._logits(x)
+    x = pooling.at(x, seq2seq.last_end(tokens, self.eos_id))
+    x = self.drop(x, deterministic=not train)
+    x = self.drop(jnp.tanh(self.classes_dense(x)), deterministic=not train)
+    return rules.constrain(self.classes_head(x), "batch", "classes")
+
+  def hidden(
+    self,
+    tokens: jax.Array,
+    decoder_tokens: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """Returns what the heads read, [B T D]; see `__call__`."""
     memory = self.encode(tokens, mask, train=train)
     x = self.decoder(
       self._embed(decoder_tokens, "decoder", 0, train),
       masks.Causal(),
       not train,
       memory=memory,
-      memory_mask=None if mask is None else masks.Keys(mask != 0),
+      memory_mask=seq2seq.keys(mask),
     )
-    x = self.decoder_last(x) if self.norms_first else x
-    if self.classes is not None:
-      return self._classified(x, tokens, train)
-    if self.spans:
-      ends = self.spans_head(x)
-      return {"start": ends[..., 0], "end": ends[..., 1]}
-    return self._logits(x)
-
-  def _classified(self, x: jax.Array, tokens: jax.Array, train: bool):
-    places = jnp.arange(tokens.shape[1])[None]
-    last = jnp.where(tokens == self.eos_id, places, -1).max(1)
-    x = self.drop(pooling.at(x, last), deterministic=not train)
-    x = self.drop(jnp.tanh(self.classes_dense(x)), deterministic=not train)
-    return rules.constrain(self.classes_head(x), "batch", "classes")
+    return self.decoder_last(x) if self.norms_first else x
 
   def encode(
     self,
@@ -185,7 +186,7 @@ class BART(nn.Module):
     """Returns the encoder's features [B M D]; see `__call__`."""
     x = self.encoder(
       self._embed(tokens, "encoder", 0, train),
-      None if mask is None else masks.Keys(mask != 0),
+      seq2seq.keys(mask),
       not train,
     )
     return self.encoder_last(x) if self.norms_first else x
@@ -203,11 +204,7 @@ class BART(nn.Module):
     Raises:
       InputError: more slots than there are positions.
     """
-    if slots > self.length:
-      raise errors.InputError(
-        f"slots = {slots}: the model has positions for length = {self.length}; "
-        "decode less."
-      )
+    seq2seq.check_slots(slots, self.length)
     memory = self.encode(tokens, mask)
     layers = make_cache(
       self._decoder_spec,
@@ -218,8 +215,7 @@ class BART(nn.Module):
       memory=tokens.shape[1],
       dtype=self.dtype,
     )
-    there = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
-    state = State(layers, there)
+    state = State(layers, seq2seq.there(tokens, mask))
     return self._continue(state, prompt, jnp.zeros((), jnp.int32), memory)
 
   def step(
@@ -244,16 +240,18 @@ class BART(nn.Module):
 
   def _embed(self, tokens, side: str, first, train: bool) -> jax.Array:
     tokens = rules.constrain(tokens, "batch", None)
-    x = self.embedding(tokens)
+    tables = dict(encoder=self.embedding, decoder=self.decoder_embedding)
+    x = tables[side](tokens)
     if self.scale_embedding:
       x = x * self.width**0.5
     places = getattr(self, f"{side}_places")
-    table = places(tokens.shape[1], self.width, first)
-    x = getattr(self, f"{side}_norm")(x + table.astype(x.dtype)[None])
+    rows = places(tokens.shape[1], self.width, first)
+    x = getattr(self, f"{side}_norm")(x + rows.astype(x.dtype)[None])
     return self.drop(x, deterministic=not train)
 
   def _logits(self, x: jax.Array) -> jax.Array:
-    x = self.embedding.attend(x).astype(jnp.float32)
+    x = self.decoder_embedding.attend(x) if self.tied else self.head(x)
+    x = x.astype(jnp.float32)
     if self.bias:
       x = x + self.head_bias.value[None, None]
     return rules.constrain(x, "batch", "length", "vocab")
@@ -275,6 +273,8 @@ def build(
   scale_embedding: bool = False,
   bias: bool = True,
   norms_first: bool = False,
+  two_tables: bool = False,
+  tied: bool = True,
   classes: int | None = None,
   spans: bool = False,
   start_id: int | None = 2,
@@ -289,8 +289,7 @@ def build(
   Args:
     variant: a size of `VARIANTS`, or None. What is given beside it goes
       before it.
-    vocab_size: V.
-    width: D. depth: blocks of the encoder. heads: N. mlp: F.
+    vocab_size: V. width: D. depth: blocks of the encoder. heads: N. mlp: F.
     decoder_depth, decoder_heads, decoder_mlp: of the decoder; None is as the
       encoder.
     length: the longest source and the longest target.
@@ -298,12 +297,13 @@ def build(
     scale_embedding: embeddings are multiplied by the root of D.
     bias: the head adds the collection "constants", "head_bias" [V].
     norms_first: of the branches, and one more after each stack, as in mBART.
+    two_tables: source and target have a table each, not one for both.
+    tied: the head is the table of the target.
     classes: C of a head of the whole text; None is none. spans: a head that
       says where an answer begins and ends.
     start_id, eos_id: what the decoder begins with where it is not given, and
       the end of text where classes are read.
-    dropout: rate.
-    scan: loop over the blocks instead of unrolling them.
+    dropout: rate. scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
 
@@ -336,6 +336,8 @@ def build(
     scale_embedding=scale_embedding,
     bias=bias,
     norms_first=norms_first,
+    two_tables=two_tables,
+    tied=tied,
     classes=classes,
     spans=spans,
     start_id=start_id,

@@ -67,6 +67,8 @@ class Bert(nn.Module):
   normalise: bool = False
   pooler: bool = True
   masked_words: bool = False
+  tied: bool = True
+  causal: bool = False
   next_sentence: bool = False
   classes: int | None = None
   each_token: bool = False
@@ -123,6 +125,9 @@ class Bert(nn.Module):
       name="embed",
     )(tokens, types)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
+    seen = None if mask is None else masks.Keys(mask)
+    if self.causal:
+      seen = masks.Causal() if seen is None else masks.Causal() & seen
     x = Stack(
       Spec(
         self.heads,
@@ -137,7 +142,7 @@ class Bert(nn.Module):
       scan=self.scan,
       remat=self.remat,
       name="encoder",
-    )(x, None if mask is None else masks.Keys(mask), not train)
+    )(x, seen, not train)
 
     out = {}
     if self.pooler:
@@ -149,6 +154,7 @@ class Bert(nn.Module):
         self.head_act or self.act,
         self.epsilon,
         self.dtype,
+        self.tied,
         name="masked_words",
       )(x, words)
     if self.next_sentence:
@@ -193,6 +199,8 @@ def build(
   normalise: bool = False,
   pooler: bool | None = None,
   masked_words: bool = False,
+  tied: bool = True,
+  causal: bool = False,
   next_sentence: bool = False,
   classes: int | None = None,
   each_token: bool = False,
@@ -226,7 +234,9 @@ def build(
     normalise: the vector is scaled to length 1.
     pooler: there is a pooler; None is where pool, next_sentence or classes
       need it, and where there is no pool.
-    masked_words: a head that predicts words, by the table that embeds them.
+    masked_words: a head that predicts words, by the table that embeds them if
+      it is tied. causal: no token sees those after it; the head then predicts
+      the next one.
     next_sentence: a head that says whether two sentences follow each other.
     classes: C of a head that reads what is pooled; None is none. each_token:
       it reads each token instead.
@@ -293,6 +303,8 @@ def build(
     normalise=normalise,
     pooler=pooler,
     masked_words=masked_words,
+    tied=tied,
+    causal=causal,
     next_sentence=next_sentence,
     classes=classes,
     each_token=each_token,

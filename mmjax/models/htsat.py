@@ -153,7 +153,7 @@ class HTSAT(nn.Module):
         f"{self.bins}]; prepare it with clap_mel({self.bins}, "
         f"truncation='{'fusion' if self.fused else 'rand_trunc'}')."
       )
-    frames = self.side * self.side // self.bins
+    frames = self.side * (self.side // self.bins)
     if audio.shape[-2] > frames:
       raise errors.InputError(
         f"audio of {audio.shape[-2]} frames: at most {frames} fit; cut it."
@@ -167,16 +167,20 @@ class HTSAT(nn.Module):
   def _folded(self, x: jax.Array) -> jax.Array:
     """Lays spectrograms [B C A F] out as images [B C side side].
 
-    Frames are stretched to side * r, r = side / F, and cut into r; from top to
-    bottom each piece has its mels, from left to right its frames.
+    Frames are stretched to side * r, r = side // F, mels to side / r, and cut
+    into r pieces of frames; from top to bottom each piece has its mels, from
+    left to right its frames.
     """
     B, C, frames, bins = x.shape
     times = self.side // bins
-    wanted = self.side * times
+    wanted, rows = self.side * times, self.side // times
     if frames < wanted:
       stretch = interpolate.weights(frames, wanted, "bicubic_corners")
       x = jnp.einsum("na,bcaf->bcnf", stretch, x, precision="highest")
-    x = x.reshape(B, C, times, self.side, bins).swapaxes(3, 4)
+    if bins < rows:
+      stretch = interpolate.weights(bins, rows, "bicubic_corners")
+      x = jnp.einsum("nf,bcaf->bcan", stretch, x, precision="highest")
+    x = x.reshape(B, C, times, self.side, rows).swapaxes(3, 4)
     return x.reshape(B, C, self.side, self.side)
 
   def _embed(self, x: jax.Array, name: str, wide: int) -> jax.Array:
@@ -209,8 +213,9 @@ class HTSAT(nn.Module):
     _, rows, columns, D = parts.shape
     parts = parts.reshape(B, PARTS - 1, rows, columns, D).swapaxes(1, 2)
     parts = parts.reshape(B, rows, (PARTS - 1) * columns, D)
-    lack = whole.shape[2] - parts.shape[2]
+    lack = max(whole.shape[2] - parts.shape[2], 0)
     parts = jnp.pad(parts, ((0, 0), (0, 0), (0, lack), (0, 0)))
+    parts = parts[:, :, : whole.shape[2]]
     longer = is_longer.reshape(B, 1, 1, 1) != 0
     both = Fusion(self.reduction, self.dtype, name="fusion")(
       whole, parts, longer, norm
@@ -253,7 +258,7 @@ def build(
     width: of the first stage; each further one is twice as wide.
     depths: blocks of each stage. heads: of each stage.
     mlp_ratio: hidden units of the MLPs, times the width.
-    bins: F, mels; a divisor of the side.
+    bins: F, mels; the side is a multiple of side // F.
     side: of the square that the spectrogram is folded to.
     patch: side of a patch. stride: from patch to patch; None is the patch.
     window: side of a window, in tokens.
@@ -290,16 +295,22 @@ def build(
       f"depths = {list(depths)}, heads = {list(heads)}: give each stage at "
       "least 1 block, and its heads.",
     ),
-    (side % bins, f"bins = {bins} do not divide side = {side}."),
     (
-      side % (stride * 2 ** (len(depths) - 1)),
-      f"side = {side}: {len(depths)} stages halve it, after steps of {stride} "
-      "pixels; take a multiple.",
+      bins > side or side % (side // bins),
+      f"bins = {bins}, side = {side}: the side must be a multiple of side // "
+      "bins, so that pieces of frames fill the square.",
     ),
     (
-      patch < stride or (patch - stride) % 2,
-      f"patch = {patch}, stride = {stride}: they must differ by an even "
-      "number, and the patch be the larger.",
+      side < stride or (side // stride) % 2 ** (len(depths) - 1),
+      f"side = {side}: {len(depths)} stages halve it, after steps of {stride} "
+      f"pixels; take a multiple of {stride * 2 ** (len(depths) - 1)}.",
+    ),
+    (
+      patch < stride
+      or (side + (patch - stride) // 2 * 2 - patch) // stride
+      != side // stride - 1,
+      f"patch = {patch}, stride = {stride}, side = {side}: a row must hold "
+      "side // stride patches; take one larger by an even number.",
     ),
     (
       fused and width < reduction,

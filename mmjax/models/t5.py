@@ -4,26 +4,34 @@
 Transformer", Raffel et al. 2020. Every layer adds the bias of distances that
 the first one has; scores are not divided by the root of H; norms subtract no
 mean; nothing has a bias. Version 1.1 ("GLU variants improve Transformer",
-Shazeer 2020) gates its hidden units and has a head of its own.
+Shazeer 2020) gates its hidden units and has a head of its own. In umT5
+("UniMax", Chung et al. 2023) each layer has its own bias of distances. By its
+options the heads that the model hub adds: classes of a text, for which the
+decoder reads it once more, or of each token; the ends of an answer.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mmjax import errors
-from mmjax.layers.block import Cache, Spec, make_cache
+from mmjax.layers import pool as pooling
+from mmjax.layers import seq2seq
+from mmjax.layers.bert import dense
+from mmjax.layers.block import Each, Spec, make_cache
 from mmjax.layers.embed import TokenEmbed
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import norm
 from mmjax.layers.position import RelativeBias
+from mmjax.layers.seq2seq import State
 from mmjax.layers.transformer import REMAT, Stack
 from mmjax.ops import masks
 from mmjax.parallel import rules
 
+_V1_0 = dict(act="relu", gated=False, tied=True, scale_head=True)
 _V1_1 = dict(act="gelu", gated=True, tied=False, scale_head=False)
 VARIANTS: dict[str, dict[str, Any]] = {
   name: dict(
@@ -48,18 +56,6 @@ TINY = dict(vocab_size=64, width=32, depth=2, heads=4, head_dim=8, mlp=64)
 TINY_INPUTS = dict(tokens=((9,), "int32"), decoder_tokens=((7,), "int32"))
 
 
-class State(NamedTuple):
-  """What decoding keeps.
-
-  Attributes:
-    layers: keys and values of the decoder's blocks.
-    mask: which tokens of the encoder are there, bool [B M].
-  """
-
-  layers: Cache
-  mask: jax.Array
-
-
 class T5(nn.Module):
   """Encoder and decoder; see `build` for the attributes."""
 
@@ -76,6 +72,12 @@ class T5(nn.Module):
   scale_head: bool = True
   buckets: int = 32
   max_distance: int = 128
+  layer_bias: bool = False
+  classes: int | None = None
+  each_token: bool = False
+  spans: bool = False
+  start_id: int = 0
+  eos_id: int = 1
   epsilon: float = 1e-6
   dropout: float = 0.0
   scan: bool = True
@@ -90,19 +92,24 @@ class T5(nn.Module):
     self.encoder = Stack(self._spec(False), self.depth, **stack)
     self.decoder = Stack(self._spec(True), self.decoder_depth, **stack)
     distances = (self.heads, self.buckets, self.max_distance)
-    self.encoder_bias = RelativeBias(*distances, bidirectional=True)
-    self.decoder_bias = RelativeBias(*distances, bidirectional=False)
+    own = (self.depth, self.decoder_depth) if self.layer_bias else (None, None)
+    self.encoder_bias = RelativeBias(*distances, True, own[0])
+    self.decoder_bias = RelativeBias(*distances, False, own[1])
     rms = functools.partial(norm, "rms", epsilon=self.epsilon, dtype=self.dtype)
     self.encoder_norm, self.decoder_norm = rms(), rms()
     self.drop = nn.Dropout(self.dropout)
+    if self.classes is not None:
+      if not self.each_token:
+        self.classes_dense = dense(self.width, name=None, dtype=self.dtype)
+      self.classes_head = dense(
+        self.classes, name=None, axis="classes", dtype=self.dtype
+      )
+    if self.spans:
+      self.spans_head = dense(2, name=None, dtype=self.dtype)
     if not self.tied:
+      init = rules.with_axes(nn.initializers.normal(1.0), ("embed", "vocab"))
       self.head = nn.Dense(
-        self.vocab_size,
-        use_bias=False,
-        dtype=self.dtype,
-        kernel_init=rules.with_axes(
-          nn.initializers.normal(1.0), ("embed", "vocab")
-        ),
+        self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init
       )
 
   def _spec(self, cross: bool) -> Spec:
@@ -128,32 +135,60 @@ class T5(nn.Module):
     mask: jax.Array | None = None,
     *,
     train: bool = False,
-  ) -> jax.Array:
+  ) -> Any:
     """Predicts each token of a target from a source and those before it.
 
     Args:
       tokens: of the source, int32 [B M].
       decoder_tokens: of the target, int32 [B T], which begins with the start
-        token (0) and so is shifted to the right. None is the encoder alone.
+        token (0) and so is shifted to the right. None is the encoder alone,
+        or with a head of text or spans the source so shifted.
       mask: int or bool [B M], 0 where the source is padding; None is nowhere.
       train: dropout on; needs the rng "dropout" if its rate is above 0.
 
     Returns:
       Logits float32 [B T V]; without a target, the encoder's features [B M D].
+      With classes their logits [B C], read at the last end of the source, or
+      of each of its tokens [B M C]; with spans {"start": [B T], "end": [B T]}.
     """
-    memory = self.encode(tokens, mask, train=train)
+    reads_again = self.spans or (self.classes is not None)
+    if self.each_token or (decoder_tokens is None and not reads_again):
+      memory = self.encode(tokens, mask, train=train)
+      return self.classes_head(memory) if self.each_token else memory
     if decoder_tokens is None:
-      return memory
+      decoder_tokens = seq2seq.shifted(tokens, self.start_id)
+    x = self.hidden(tokens, decoder_tokens, mask, train=train)
+    if self.spans:
+      return seq2seq.ends(self.spans_head(x))
+    if self.classes is None:
+      return self._logits(x)
+    x = pooling.at(x, seq2seq.last_end(tokens, self.eos_id))
+    x = self.drop(jnp.tanh(self.classes_dense(x)), deterministic=not train)
+    return rules.constrain(self.classes_head(x), "batch", "classes")
+
+  def hidden(
+    self,
+    tokens: jax.Array,
+    decoder_tokens: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """Returns what the heads read, [B T D]; see `__call__`."""
+    memory = self.encode(tokens, mask, train=train)
     x = self.drop(self.embedding(decoder_tokens), deterministic=not train)
     x = self.decoder(
       x,
       masks.Causal(),
       not train,
-      bias=self.decoder_bias.spec(),
+      **self._biased(self.decoder_bias.spec()),
       memory=memory,
-      memory_mask=_keys(mask),
+      memory_mask=seq2seq.keys(mask),
     )
-    return self._logits(x, train)
+    return self.drop(self.decoder_norm(x), deterministic=not train)
+
+  def _biased(self, bias: Any) -> dict[str, Any]:
+    return {"each": Each(bias=bias)} if self.layer_bias else {"bias": bias}
 
   def encode(
     self,
@@ -165,8 +200,8 @@ class T5(nn.Module):
     """Returns the encoder's features [B M D]; see `__call__`."""
     tokens = rules.constrain(tokens, "batch", None)
     x = self.drop(self.embedding(tokens), deterministic=not train)
-    bias = self.encoder_bias.spec()
-    x = self.encoder(x, _keys(mask), not train, bias=bias)
+    bias = self._biased(self.encoder_bias.spec())
+    x = self.encoder(x, seq2seq.keys(mask), not train, **bias)
     return self.drop(self.encoder_norm(x), deterministic=not train)
 
   def start(
@@ -188,8 +223,7 @@ class T5(nn.Module):
       memory=tokens.shape[1],
       dtype=self.dtype,
     )
-    there = jnp.ones(tokens.shape, bool) if mask is None else mask != 0
-    state = State(layers, there)
+    state = State(layers, seq2seq.there(tokens, mask))
     return self._continue(state, prompt, jnp.zeros((), jnp.int32), memory)
 
   def step(
@@ -202,27 +236,24 @@ class T5(nn.Module):
     batch, length = tokens.shape
     slots = state.layers.own.k.shape[2]
     seen = masks.cached(batch, slots, slot, length)
+    bias = self.decoder_bias(seen.q_positions[:1], seen.kv_positions[:1])
     x, layers = self.decoder(
       self.embedding(tokens),
       seen,
-      bias=self.decoder_bias(seen.q_positions[:1], seen.kv_positions[:1]),
+      **self._biased(bias),
       memory=memory,
       memory_mask=masks.Keys(state.mask),
       cache=state.layers,
       slot=slot,
     )
-    return self._logits(x[:, -1:])[:, 0], State(layers, state.mask)
+    x = self._logits(self.decoder_norm(x[:, -1:]))
+    return x[:, 0], State(layers, state.mask)
 
-  def _logits(self, x: jax.Array, train: bool = False) -> jax.Array:
-    x = self.drop(self.decoder_norm(x), deterministic=not train)
+  def _logits(self, x: jax.Array) -> jax.Array:
     if self.scale_head:
       x = x * self.width**-0.5
     x = self.embedding.attend(x) if self.tied else self.head(x)
     return rules.constrain(x.astype(jnp.float32), "batch", "length", "vocab")
-
-
-def _keys(mask: jax.Array | None) -> masks.Mask | None:
-  return None if mask is None else masks.Keys(mask != 0)
 
 
 def build(
@@ -241,6 +272,12 @@ def build(
   scale_head: bool | None = None,
   buckets: int = 32,
   max_distance: int = 128,
+  layer_bias: bool = False,
+  classes: int | None = None,
+  each_token: bool = False,
+  spans: bool = False,
+  start_id: int = 0,
+  eos_id: int = 1,
   epsilon: float = 1e-6,
   dropout: float = 0.0,
   scan: bool = True,
@@ -258,9 +295,13 @@ def build(
     act: "relu" in version 1.0, "gelu" (tanh) in 1.1. gated: as in 1.1.
     tied: the head is the table of embeddings, as in 1.0.
     scale_head: features are multiplied by D**-0.5 before the head, as in 1.0.
-    buckets, max_distance: see `ops.bias.relative_buckets`.
-    epsilon: of the norms.
-    dropout: rate.
+    buckets, max_distance: see `ops.bias.relative_buckets`. layer_bias: each
+      layer has its own, as in umT5.
+    classes: C of a head of the whole text, or with each_token of each token;
+      None is none. spans: a head that says where an answer begins and ends.
+    start_id, eos_id: what the decoder begins with where it is not given, and
+      the end of text where classes are read.
+    epsilon: of the norms. dropout: rate.
     scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
@@ -268,20 +309,12 @@ def build(
   Raises:
     InputError: an unknown name, or a size that is not given.
   """
-  given: dict[str, Any] = dict(
-    width=width,
-    depth=depth,
-    heads=heads,
-    head_dim=head_dim,
-    mlp=mlp,
-    act=act,
-    gated=gated,
-    tied=tied,
-    scale_head=scale_head,
+  sizes = dict(
+    width=width, depth=depth, heads=heads, head_dim=head_dim, mlp=mlp
   )
-  known: dict[str, Any] = dict(
-    act="relu", gated=False, tied=True, scale_head=True
-  )
+  ways = dict(act=act, gated=gated, tied=tied, scale_head=scale_head)
+  given: dict[str, Any] = sizes | ways
+  known: dict[str, Any] = dict(_V1_0)
   if variant is not None:
     if variant not in VARIANTS:
       raise errors.unknown("models.t5 variant", variant, VARIANTS)
@@ -302,6 +335,12 @@ def build(
     **given,
     buckets=buckets,
     max_distance=max_distance,
+    layer_bias=layer_bias,
+    classes=classes,
+    each_token=each_token,
+    spans=spans,
+    start_id=start_id,
+    eos_id=eos_id,
     epsilon=epsilon,
     dropout=dropout,
     scan=scan,

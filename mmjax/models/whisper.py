@@ -47,7 +47,10 @@ def _variants() -> dict[str, dict[str, Any]]:
 
 # The published sizes; large-v2 is as large.
 VARIANTS = _variants()
-PARTS = ("whole", "encoder")
+PARTS = ("whole", "encoder", "decoder")
+
+# What half of it does without.
+_UNREAD = dict(encoder="vocab_size", decoder="mels")
 
 # What the contract tests build and feed: axes after the batch, and dtype.
 TINY = dict(
@@ -75,6 +78,7 @@ class Whisper(nn.Module):
   decoder_depth: int
   audio_length: int
   length: int
+  tied: bool = True
   prompt: tuple[int, ...] = ()
   languages: tuple[int, ...] = ()
   eos_ids: tuple[int, ...] = ()
@@ -89,18 +93,14 @@ class Whisper(nn.Module):
     shared: dict[str, Any] = dict(
       width=self.width, dtype=self.dtype, scan=self.scan, remat=self.remat
     )
-    self.encoder = Encoder(
-      self.encoder_spec,
-      self.mels,
-      depth=self.depth,
-      audio_length=self.audio_length,
-      **shared,
-    )
+    sizes: Any = dict(depth=self.depth, audio_length=self.audio_length)
+    self.encoder = Encoder(self.encoder_spec, self.mels, **sizes, **shared)
     self.decoder = Decoder(
       self.decoder_spec,
       self.vocab_size,
       depth=self.decoder_depth,
       length=self.length,
+      tied=self.tied,
       **shared,
     )
 
@@ -252,6 +252,7 @@ def build(
   decoder_mlp: int | None = None,
   audio_length: int = 1500,
   length: int = 448,
+  tied: bool = True,
   part: str = "whole",
   act: str = "gelu_exact",
   epsilon: float = 1e-5,
@@ -265,22 +266,22 @@ def build(
   scan: bool = True,
   remat: str = "none",
   dtype: str = "float32",
-) -> Whisper | Encoder:
-  """Builds a Whisper, or its encoder.
+) -> Whisper | Encoder | Decoder:
+  """Builds a Whisper, or one half of it.
 
   Args:
     variant: a size of `VARIANTS`, or None. What is given beside it goes
       before it.
-    mels: F, of the features. vocab_size: V.
-    width: D. depth: blocks. heads: N. mlp: hidden units.
+    mels: F, of the features. vocab_size: V. width: D. depth: blocks. heads: N.
+    mlp: hidden units.
     decoder_depth, decoder_heads, decoder_mlp: of the decoder; None is as in
       the encoder.
     audio_length: the longest encoded sound, half as many as frames.
     length: the longest text.
-    part: "whole", or "encoder".
+    tied: the head is the table of tokens.
+    part: "whole", "encoder", or "decoder", called with tokens and memory.
     act: of the blocks; between the convolutions it is the exact GELU.
-    epsilon: of the norms.
-    dropout: rate.
+    epsilon: of the norms. dropout: rate.
     prompt, languages, eos_ids, pad_id, suppress, begin_suppress: what
       `transcribe` takes if it is not told: ids that texts start with, that
       may stand for -1 there, that end them, that fill them up, that they
@@ -311,11 +312,8 @@ def build(
   for field, value, known in (("part", part, PARTS), ("remat", remat, REMAT)):
     if value not in known:
       raise errors.unknown(f"models.whisper {field}", value, known)
-  missing = [
-    name
-    for name, value in sizes.items()
-    if value is None and not (part == "encoder" and name == "vocab_size")
-  ]
+  unread = _UNREAD.get(part)
+  missing = [k for k, v in sizes.items() if v is None and k != unread]
   if missing:
     raise errors.InputError(
       f"models.whisper: {', '.join(missing)} not given; give them, or a "
@@ -328,23 +326,25 @@ def build(
     audio_length=audio_length, scan=scan, remat=remat, dtype=jnp.dtype(dtype)
   )
   if part == "encoder":
-    own = {name: sizes[name] for name in ("mels", "width", "depth")}
-    return Encoder(spec, **own, **shared)
+    own = (sizes["mels"], sizes["width"], sizes["depth"])
+    return Encoder(spec, *own, **shared)
+  halves = dict(heads=decoder_heads or spec.heads, mlp=decoder_mlp or spec.mlp)
+  decoder_spec = dataclasses.replace(spec, **halves, cross=True)
+  texts: Any = dict(length=length, tied=tied)
+  if part == "decoder":
+    own = (sizes["vocab_size"], sizes["width"], sizes["decoder_depth"])
+    del shared["audio_length"]
+    return Decoder(decoder_spec, *own, **texts, **shared)
   return Whisper(
     encoder_spec=spec,
-    decoder_spec=dataclasses.replace(
-      spec,
-      heads=decoder_heads or spec.heads,
-      mlp=decoder_mlp or spec.mlp,
-      cross=True,
-    ),
+    decoder_spec=decoder_spec,
     **sizes,
     **shared,
-    length=length,
+    **texts,
+    pad_id=pad_id,
     prompt=tuple(prompt),
     languages=tuple(languages),
     eos_ids=tuple(eos_ids),
-    pad_id=pad_id,
     suppress=tuple(suppress),
     begin_suppress=tuple(begin_suppress),
   )

@@ -100,7 +100,8 @@ def _modelled(checkpoint: files.Checkpoint) -> tuple[Recipe, nn.Module, Any]:
   try:
     recipe = front_ends.complete(recognise(checkpoint), checkpoint)
     model = build.build("models", **recipe.model)
-    return recipe, model, _declared(model, recipe)
+    shapes = _declared(model, recipe)
+    return _without_empty(recipe, _flat(rules.unbox(shapes))), model, shapes
   except (TypeError, KeyError, AttributeError, ZeroDivisionError) as e:
     # A config holds what it likes, "12" for 12: tables do not ask each time.
     raise errors.InputError(
@@ -109,6 +110,18 @@ def _modelled(checkpoint: files.Checkpoint) -> tuple[Recipe, nn.Module, Any]:
       f"tensors ({type(e).__name__}: {e}). Look for a number written as text, "
       "a null, or a list where one number is meant."
     ) from e
+
+
+def _without_empty(recipe: Recipe, wanted: Mapping[str, Any]) -> Recipe:
+  """Returns the recipe without the rules of stacks that have no blocks."""
+
+  def empty(rule: rename.Rule) -> bool:
+    stack = rule.name.partition("/blocks/")[0] + "/blocks/"
+    there = any(name.startswith(stack) for name in wanted)
+    return rule.stacked and "/blocks/" in rule.name and not there
+
+  kept = [rule for rule in recipe.rules if not empty(rule)]
+  return dataclasses.replace(recipe, rules=kept)
 
 
 def recognise(checkpoint: files.Checkpoint) -> Recipe:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mmjax import errors
-from mmjax.layers.block import Block, Spec
+from mmjax.layers.block import Block, Each, Spec
 from mmjax.layers.transformer import Stack, apart
 from mmjax.ops import masks
 
@@ -100,6 +100,29 @@ def plain():
 def test_scan_and_remat_change_nothing(key, plain, kw):
   variables, x, want = plain
   close(value_and_grad(Stack(**KW, **kw), variables, x, key), want)
+
+
+def test_blocks_can_have_something_of_their_own_and_tell_what_they_return(
+  plain,
+):
+  """A factor of the scores is one of the queries."""
+  variables, x, _ = plain
+  factor = jnp.arange(1, KW["depth"] + 1, dtype=jnp.float32)
+  got, told = jax.jit(
+    lambda v: Stack(**KW).apply(v, x, each=Each(factor), every=True)
+  )(variables)
+
+  def scaled(path, leaf):
+    if "query" not in jax.tree_util.keystr(path):
+      return leaf
+    return leaf * factor.reshape(-1, *(1,) * (leaf.ndim - 1))
+
+  changed = jax.tree_util.tree_map_with_path(scaled, variables)
+  want = jax.jit(Stack(**KW).apply)(changed, x)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  assert told.shape == (KW["depth"], *x.shape)
+  np.testing.assert_array_equal(told[-1], got)
+  assert np.abs(told[0] - told[-1]).max() > 1e-2
 
 
 @pytest.mark.slow  # compiles for long

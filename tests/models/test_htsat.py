@@ -81,7 +81,7 @@ def test_training_moves_the_statistics_of_mels(key):
     (dict(), "width, depths and heads"),
     (dict(variant="tinny"), "Did you mean 'tiny'"),
     (dict(TINY, heads=(2,)), "its heads"),
-    (dict(TINY, bins=5), "bins = 5 do not divide side = 16"),
+    (dict(TINY, bins=5), "bins = 5, side = 16: the side must be"),
     (dict(TINY, side=20, patch=4), "side = 20: 2 stages"),
     (dict(TINY, patch=3, stride=2), "patch = 3, stride = 2"),
     (dict(TINY, fused=True, reduction=9), "reduction = 9"),

@@ -71,6 +71,23 @@ def test_decodes_as_its_call_does(tiny):
   np.testing.assert_array_equal(logits.argmax(-1)[:, 1:-1], ids[:, 2:])
 
 
+def test_decodes_with_a_bias_of_each_layer(draw):
+  model = t5.build(**t5.TINY | dict(width=16, mlp=8), layer_bias=True)
+  variables = nn.unbox(draw(model, TOKENS, TARGET))
+  want = model.apply(variables, TOKENS, TARGET, MASK)
+  given = dict(slots=5, tokens=TOKENS, mask=MASK, method="start")
+  logits, state = model.apply(variables, TARGET[:, :3], **given)
+  np.testing.assert_allclose(logits, want[:, 2], atol=1e-5)
+  rest = (state, TARGET[:, 3:], jnp.int32(3))
+  logits, _ = model.apply(variables, *rest, method="step")
+  np.testing.assert_allclose(logits, want[:, 4], atol=1e-5)
+  # Negative control: the bias of the last layer counts.
+  table = variables["params"]["decoder_bias"]["table"]
+  variables["params"]["decoder_bias"]["table"] = table.at[1].set(table[0])
+  other = model.apply(variables, TOKENS, TARGET, MASK)
+  assert np.abs(other - want).max() > 1e-3
+
+
 def test_encoder_alone_needs_no_decoder(tiny):
   model, variables, _ = tiny
   shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)

@@ -126,7 +126,7 @@ def test_what_is_wrong_is_named(tiny):
   audio, build = found["input/audio"], whisper.build
   for call, told in (
     (lambda: build("huge"), "'huge'.*large"),
-    (lambda: build("tiny", part="decoder"), "part = 'decoder'"),
+    (lambda: build("tiny", part="half"), "part = 'half'"),
     (lambda: build(width=8, mels=4), "vocab_size, depth, heads, mlp"),
     (lambda: build("tiny", act="swish"), "swish"),
     (

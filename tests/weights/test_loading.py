@@ -76,6 +76,20 @@ def test_too_few_and_too_many_layers(tmp_path):
   fails(tmp_path, "16 tensors (vit.encoder.layer.1.", ", ...) not expected")
 
 
+def test_no_layers_at_all(tmp_path):
+  tensors = tiny.hub(tmp_path, num_hidden_layers=0)
+  loaded = weights.load(tmp_path)
+  assert "encoder" not in loaded.variables["params"]
+  weights.export(loaded, tmp_path / "out", format="npz")
+  again = weights.load(tmp_path / "out").variables
+  assert flat(again).keys() == flat(loaded.variables).keys()
+  tiny.hub(tmp_path, tensors, num_hidden_layers=1)
+  fails(tmp_path, "16 tensors (vit.encoder.layer.0.", ", ...) missing")
+  tensors = tiny.hub(tmp_path)
+  tiny.hub(tmp_path, tensors, num_hidden_layers=0)
+  fails(tmp_path, "32 tensors (vit.encoder.layer.0.", ", ...) not expected")
+
+
 def test_misshapen_tensors_are_listed(tmp_path):
   tensors = tiny.hub(tmp_path)
   up = "vit.encoder.layer.0.intermediate.dense.weight"

@@ -1,4 +1,4 @@
-"""BART and mBART of two unlike halves; classes of a text; ragged; ids."""
+"""BART and mBART of two unlike halves; a half; classes; ragged; ids."""
 
 import numpy as np
 from golden.t5 import decoded, source
@@ -67,6 +67,14 @@ def make() -> None:
       **given, decoder_input_ids=torch.from_numpy(target).long()
     ).logits
   save_hub("mbart", model, inputs | {"decoder_tokens": target}, {".": logits})
+
+  # The decoder alone, with a head of its own.
+  config = t.BartConfig(**sizes | dict(tie_word_embeddings=False))
+  model = redraw(t.BartForCausalLM(config), seed=9)
+  with torch.no_grad():
+    logits = model(**given).logits
+  logits = np.where(mask[..., None] == 1, logits.numpy(), np.nan)
+  save_hub("bart_decoder", model, inputs, {".": logits})
 
   # The decoder reads the text, moved by one; classes are read at its end.
   model = t.BartForSequenceClassification(t.BartConfig(**sizes, num_labels=4))

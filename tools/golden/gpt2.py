@@ -1,5 +1,7 @@
 """GPT-2 of the hub: ragged prompts padded on the left, greedy and beam ids.
 
+And classes of a text, by layers whose scores fall with their number.
+
 What comes out at padding differs from one back end of the reference to the
 next, and is not recorded (NaN).
 """
@@ -13,7 +15,12 @@ VOCAB, EOS, PAD = 50, 36, 0
 def make() -> None:
   """Records the cases."""
   import torch
-  from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+  from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+  )
 
   config = GPT2Config(
     vocab_size=VOCAB,
@@ -47,6 +54,31 @@ def make() -> None:
   with torch.no_grad():
     logits = forward(whole, tokens, mask)
   save_hub("gpt2_bare", bare, {"tokens": tokens, "mask": mask}, {".": logits})
+
+  config = GPT2Config(
+    vocab_size=VOCAB,
+    n_positions=12,
+    n_embd=18,
+    n_layer=3,
+    n_head=3,
+    n_inner=20,
+    scale_attn_by_inverse_layer_idx=True,
+    reorder_and_upcast_attn=True,
+    tie_word_embeddings=False,
+    pad_token_id=PAD,
+    num_labels=5,
+  )
+  model = sharp(redraw(GPT2ForSequenceClassification(config), seed=13))
+  with torch.no_grad():
+    seen = torch.from_numpy(mask.astype(np.int64))
+    logits = model(
+      input_ids=torch.from_numpy(tokens.astype(np.int64)),
+      attention_mask=seen,
+      position_ids=(seen.cumsum(-1) - 1).clamp(min=0),
+    ).logits
+  save_hub(
+    "gpt2_classes", model, {"tokens": tokens, "mask": mask}, {".": logits}
+  )
 
 
 def sharp(model, branches: float = 4.0, embedding: float = 2.0):

@@ -1,4 +1,4 @@
-"""T5 of both versions, and the encoder alone; ragged sources; ids.
+"""T5 of both versions, umT5, the encoder alone, classes; ragged sources; ids.
 
 More positions than `max_distance`, so that the last bucket is read; H times
 the heads is not D.
@@ -37,7 +37,14 @@ def source() -> tuple[np.ndarray, np.ndarray]:
 def make() -> None:
   """Records the cases."""
   import torch
-  from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
+  from transformers import (
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    T5ForSequenceClassification,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
+  )
 
   tokens, mask = source()
   target = np.random.default_rng(6).integers(2, 41, (5, 13)).astype(np.int32)
@@ -75,6 +82,31 @@ def make() -> None:
       {".": logits},
       generate,
     )
+  small = SIZES | dict(d_ff=14, num_layers=2)
+  # A bias of distances in each layer.
+  umt5 = UMT5ForConditionalGeneration(
+    UMT5Config(**small | dict(feed_forward_proj="gated-silu"))
+  )
+  redraw(umt5, seed=4)
+  with torch.no_grad():
+    umt5.shared.weight *= 8
+    logits = umt5(
+      **given, decoder_input_ids=torch.from_numpy(target).long()
+    ).logits
+  inputs = dict(tokens=tokens, mask=mask, decoder_tokens=target)
+  save_hub("umt5", umt5, inputs, {".": logits})
+
+  # The decoder reads the text, moved by one; classes are read at its end.
+  config = T5Config(**small, num_labels=4, decoder_start_token_id=0)
+  classes = redraw(T5ForSequenceClassification(config), seed=5)
+  ended = tokens.copy()
+  ended[np.arange(len(mask)), mask.sum(1) - 1] = 1
+  with torch.no_grad():
+    logits = classes(
+      **given | {"input_ids": torch.from_numpy(ended).long()}
+    ).logits
+  save_hub("t5_classes", classes, dict(tokens=ended, mask=mask), {".": logits})
+
   model = redraw(T5EncoderModel(T5Config(**SIZES)), seed=2)
   with torch.no_grad():
     features = model(**given).last_hidden_state

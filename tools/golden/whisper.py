@@ -1,4 +1,4 @@
-"""Whisper of the hub: with its head, bare, and ids.
+"""Whisper of the hub: with its head, bare, classes of sounds, and ids.
 
 The encoder's positions are redrawn too: what is stored counts, not a formula.
 Ids are those of the general `generate`, which takes the decoder's prompt as it
@@ -45,6 +45,7 @@ def make() -> None:
   import torch
   from transformers import (
     WhisperConfig,
+    WhisperForAudioClassification,
     WhisperForConditionalGeneration,
     WhisperModel,
   )
@@ -92,6 +93,15 @@ def make() -> None:
       "1/encoded": found.encoder_last_hidden_state,
     },
   )
+
+  # A learned mean of all layers.
+  config = WhisperConfig(
+    **SIZES, use_weighted_layer_sum=True, classifier_proj_size=11, num_labels=4
+  )
+  model = redraw(WhisperForAudioClassification(config), seed=3)
+  with torch.no_grad():
+    logits = model(features).logits
+  save_hub("whisper_classes", model, {"audio": audio}, {"0": logits})
 
 
 def _ids(model, rng):

@@ -1,9 +1,12 @@
 """BART and mBART in the model hub's layout, bare or with a head.
 
-The head of words is the table of embeddings; what it adds stands in
-`final_logits_bias`, which a bare model lacks.
+The head of words is the table of embeddings, unless the config unties them;
+what it adds stands in `final_logits_bias`, which a bare model lacks. Without
+an encoder it is the decoder as a language model, whose attention to a memory
+is written again, and not read.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +14,10 @@ from mmjax import errors
 from mmjax.weights import rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
-from mmjax.weights.rename import Rule
+from mmjax.weights.rename import LINEAR, Rule
 from mmjax.weights.tables import hub
 
+HEAD = "lm_head.weight"
 # Whether norms come first.
 MODEL_TYPES = {"bart": False, "mbart": True}
 
@@ -55,21 +59,18 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   if kind not in MODEL_TYPES:
     return None
   config, norms_first = {**DEFAULTS, **found}, MODEL_TYPES[kind]
-  _check(checkpoint, config, norms_first)
+  _check(config, norms_first)
   names = checkpoint.shapes
   prefix = hub.prefix(checkpoint, "model.")
-  # Of the copies of the table a file may hold any one.
-  table = hub.either(
-    names,
-    *(
-      f"{prefix}{part}.weight"
-      for part in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
-    ),
-  )
+  if any(f"{prefix}decoder." in n for n in names) and not any(
+    n.startswith(f"{prefix}encoder.") for n in names
+  ):
+    return _decoder(checkpoint, config, prefix, norms_first)
+  tied = bool(config["tie_word_embeddings"])
   bias = "final_logits_bias" in names
   vocab = config["vocab_size"]
   rules = [
-    Rule("embedding/table", table),
+    *_tables(names, prefix, tied),
     *rename.under("", prefix, _stack("encoder", config, cross=False)),
     *rename.under("", prefix, _stack("decoder", config, cross=True)),
   ]
@@ -109,6 +110,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       scale_embedding=config["scale_embedding"],
       bias=bias,
       norms_first=norms_first,
+      two_tables=not tied,
+      tied=tied or HEAD not in names,
       classes=None if head is None else head[0],
       spans=spans,
       # mBART's start is the language, the text's last token.
@@ -121,17 +124,80 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     },
     rules=rules,
     config=found,
-    # Copies of the table.
+    # Copies of the table; and where they are no copies, one that is not read.
     ignore=(
       r"^lm_head\.weight$",
       r"^(model\.)?(encoder|decoder)\.embed_tokens\.weight$",
-    ),
+    )
+    if tied
+    else (),
+    keep=() if tied else (r"^(model\.)?shared\.weight$",),
   )
 
 
-def _check(
-  checkpoint: Checkpoint, config: Mapping[str, Any], norms_first: bool
-) -> None:
+def _tables(names: Mapping[str, Any], prefix: str, tied: bool) -> list[Rule]:
+  """Returns the rules of the tables of tokens, and of a head of its own."""
+  copies = [
+    f"{prefix}{part}.weight"
+    for part in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+  ]
+  if tied:  # a file may hold any one
+    return [Rule("embedding/table", hub.either(names, *copies))]
+  found = [
+    Rule("embedding/table", copies[1]),
+    Rule("decoder_embedding/table", copies[2]),
+  ]
+  if HEAD in names:
+    found.append(Rule("head/kernel", HEAD, LINEAR))
+  return found
+
+
+def _decoder(
+  checkpoint: Checkpoint,
+  config: Mapping[str, Any],
+  prefix: str,
+  norms_first: bool,
+) -> Recipe:
+  """A decoder without an encoder."""
+  names, tied = checkpoint.shapes, bool(config["tie_word_embeddings"])
+  table = f"{prefix}decoder.embed_tokens.weight"
+  rules = [
+    Rule("embedding/table", hub.either(names, table, HEAD) if tied else table),
+    *(() if tied else (Rule("head/kernel", HEAD, LINEAR),)),
+    *rename.under("", prefix, _stack("decoder", config, cross=False)),
+  ]
+  if norms_first:
+    rules += hub.norm("last_norm", f"{prefix}decoder.layer_norm")
+  ours = {"decoder_places/": "places/", "decoder_norm/": "embedding_norm/"}
+  for old, new in ours.items():
+    rules = [
+      dataclasses.replace(rule, ours=rule.ours.replace(old, new))
+      for rule in rules
+    ]
+  return Recipe(
+    table="bart",
+    model=dict(
+      name="bart_decoder",
+      vocab_size=config["vocab_size"],
+      width=config["d_model"],
+      depth=config["decoder_layers"],
+      heads=config["decoder_attention_heads"],
+      mlp=config["decoder_ffn_dim"],
+      length=config["max_position_embeddings"],
+      act=hub.ACTS[config["activation_function"]],
+      scale_embedding=config["scale_embedding"],
+      norms_first=norms_first,
+      tied=tied,
+    ),
+    inputs={"tokens": ((1, 1), "int32")},
+    rules=rules,
+    config=checkpoint.config,
+    ignore=(r"^lm_head\.weight$",) if tied else (),
+    keep=(r"\.encoder_attn(_layer_norm)?\.",),
+  )
+
+
+def _check(config: Mapping[str, Any], norms_first: bool) -> None:
   act = config["activation_function"]
   if act not in hub.ACTS:
     raise errors.unknown("config.json activation_function", act, hub.ACTS)
@@ -142,13 +208,6 @@ def _check(
         f"config.json {name} = {config[name]!r}: not the BART that we have; "
         f"only {value!r} is known."
       )
-  if not config["tie_word_embeddings"] and (
-    "lm_head.weight" in checkpoint.shapes
-  ):
-    raise errors.InputError(
-      "config.json tie_word_embeddings = False: a BART with a head of its own "
-      "is not known."
-    )
   for side in ("encoder", "decoder"):
     heads = config[f"{side}_attention_heads"]
     if config["d_model"] % heads:

@@ -18,7 +18,7 @@ from mmjax import errors
 from mmjax.weights import recipe
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
-from mmjax.weights.rename import Rule
+from mmjax.weights.rename import LINEAR, Rule
 from mmjax.weights.tables import bert_layers, hub
 
 # What files may leave out.
@@ -33,6 +33,8 @@ BERT = dict(
   type_vocab_size=2,
   layer_norm_eps=1e-12,
   pad_token_id=0,
+  is_decoder=False,
+  tie_word_embeddings=True,
 )
 ROBERTA = {**BERT, "vocab_size": 50265, "pad_token_id": 1}
 MODEL_TYPES = {
@@ -50,7 +52,6 @@ EACH_TOKEN = {
 # Values that we cannot follow, by what they would have to be.
 FIXED = {
   "position_embedding_type": "absolute",
-  "is_decoder": False,
   "add_cross_attention": False,
   "pruned_heads": {},
 }
@@ -88,17 +89,17 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   pooler, classes, each_token = _classes(checkpoint, f"{prefix}pooler.dense")
   spans = "qa_outputs.weight" in names
   head = "lm_head." if roberta else "cls.predictions."
-  bias = hub.either(names, f"{head}bias", f"{head}decoder.bias")
+  tied = bool(config["tie_word_embeddings"])
+  bias = [f"{head}bias", f"{head}decoder.bias"]
+  bias = hub.either(names, *(bias if tied else bias[::-1]))
   words = pool is None and bias in names
   follows = pool is None and "cls.seq_relationship.weight" in names
-  if words:
-    hub.fixed(config, {"tie_word_embeddings": True})
-  ignore = [
-    r"embeddings\.(position_ids|token_type_ids)$",
-    # Copies of tied weights.
-    r"^(cls\.predictions|lm_head)\.decoder\.(weight|bias)$",
-  ]
+  ignore = [r"embeddings\.(position_ids|token_type_ids)$"]
   keep = []  # what nothing reads
+  if tied:  # these are copies
+    ignore.append(r"^(cls\.predictions|lm_head)\.decoder\.(weight|bias)$")
+  else:
+    keep.append(r"^(cls\.predictions|lm_head)\.bias$")
   if pooler == TEXT_HEAD:
     keep.append(r"^\w+\.pooler\.dense\.")
   if pool is not None:
@@ -116,6 +117,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       normalise=sentences.get("normalise", False),
       pooler=pooler is not None,
       masked_words=words,
+      tied=tied or not words,
+      causal=bool(config["is_decoder"]),
       next_sentence=follows,
       classes=classes,
       each_token=each_token,
@@ -129,8 +132,13 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     inputs={"tokens": ((1, longest), "int32")},
     texts={"tokens": longest},
     rules=[
-      *_rules(config, names, prefix, pooler),
+      *_rules(config, names, prefix, pooler, tied),
       *(_words(names, bias) if words else ()),
+      *(
+        [Rule("masked_words/kernel", f"{head}decoder.weight", LINEAR)]
+        if words and not tied
+        else ()
+      ),
       *(hub.linear("next_sentence", "cls.seq_relationship") if follows else ()),
       *(
         hub.linear(
@@ -187,6 +195,7 @@ def _rules(
   names: Mapping[str, Any],
   prefix: str,
   pooler: str | None,
+  tied: bool,
 ) -> list[Rule]:
   leaves = bert_layers.leaves(names)
   heads = config["num_attention_heads"]
@@ -198,6 +207,8 @@ def _rules(
   ]
   if pooler is not None:
     rules += hub.linear("pooler/dense", pooler)
+  if not tied:
+    return rules
   # Of tied tensors a file may hold any one.
   return hub.renamed(
     rules,

@@ -29,6 +29,7 @@ AUDIO = dict(
   depths=[2, 2, 6, 2],
   num_attention_heads=[4, 8, 16, 32],
   enable_fusion=False,
+  fusion_type=None,
   patch_embeds_hidden_size=96,
   enable_patch_layer_norm=True,
   qkv_bias=True,
@@ -53,9 +54,7 @@ TEXT = dict(
 )
 BOTH = dict(projection_dim=512, projection_hidden_act="relu")
 # Other values have other layers, or none at all, in the reference.
-FIXED = dict(
-  flatten_patch_embeds=True, patch_embed_input_channels=1, fusion_type="aff_2d"
-)
+FIXED = dict(flatten_patch_embeds=True, patch_embed_input_channels=1)
 # Buffers, which the reference misses where a file has none.
 KEEP = (
   r"(position_ids|token_type_ids|relative_position_index)$",
@@ -159,6 +158,13 @@ def _alone(
 
 def _audio_model(config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
   hub.fixed(config, FIXED, part)
+  # All other types are one in the reference.
+  if config["enable_fusion"] and config["fusion_type"] == "channel_map":
+    where = f"{part}.fusion_type" if part else "fusion_type"
+    raise errors.InputError(
+      f"config.json {where} = 'channel_map': the reference cannot compute it "
+      "either; null and 'aff_2d' are what released models have."
+    )
   return dict(
     name="htsat",
     width=config["patch_embeds_hidden_size"],
@@ -196,7 +202,7 @@ def _audio_inputs(
 ) -> tuple[dict[str, Any], dict[str, str]]:
   """Returns what the audio encoder takes, and what has no spec of its own."""
   bins, side = config["num_mel_bins"], config["spec_size"]
-  shape = (min(FRAMES, side * side // bins), bins)
+  shape = (min(FRAMES, side * (side // bins)), bins)
   if not config["enable_fusion"]:
     return {"audio": ((1, *shape), "float32")}, {}
   return (

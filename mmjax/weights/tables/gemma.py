@@ -11,7 +11,7 @@ from mmjax.weights import recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import LINEAR, Rule
-from mmjax.weights.tables import hub
+from mmjax.weights.tables import decoder_heads, hub
 
 MODEL_TYPES = ("gemma",)
 
@@ -28,6 +28,7 @@ DEFAULTS = dict(
   rms_norm_eps=1e-6,
   attention_bias=False,
   attention_dropout=0.0,
+  pad_token_id=0,
   tie_word_embeddings=True,
 )
 THETA = 10_000.0
@@ -52,7 +53,7 @@ def decoder(
   keywords: Callable[[Mapping[str, Any]], dict[str, Any]],
   rules: Callable[[Mapping[str, Any]], list[Rule]],
 ) -> Recipe:
-  """Returns the recipe of a Gemma of any generation, with its head.
+  """Returns the recipe of a Gemma of any generation, bare or with a head.
 
   Args:
     table: its name.
@@ -61,22 +62,23 @@ def decoder(
     keywords, rules: of the decoder, given the config.
   """
   config = recipe.Config({**defaults, **checkpoint.config}, checkpoint.path)
-  head = []
-  if config["tie_word_embeddings"] is False:
-    head.append(Rule("head", "lm_head.weight", LINEAR))
   prefix = hub.prefix(checkpoint, "model.")
   found = rename.under("", prefix, rules(config))
   words = f"{prefix}embed_tokens.weight"
+  known = decoder_heads.table(checkpoint, config, words)
+  model, found = decoder_heads.headed(
+    checkpoint,
+    config,
+    dict(name="decoder_lm", **keywords(config)),
+    hub.renamed(found, words, known),
+  )
   return Recipe(
     table=table,
-    model=dict(name="decoder_lm", **keywords(config), tied=not head),
+    model=model,
     inputs={"tokens": ((1, 2), "int32")},
-    rules=[
-      *hub.renamed(found, words, hub.table(checkpoint, config, words)),
-      *head,
-    ],
+    rules=found,
     config=checkpoint.config,
-    ignore=(r"rotary_emb\.inv_freq$", *hub.tied_head(config)),
+    ignore=(r"rotary_emb\.inv_freq$", *decoder_heads.copies(config)),
   )
 
 

@@ -89,7 +89,8 @@ def _pattern(config: Mapping[str, Any], where: str = "config.json ") -> str:
       f"{where}layer_types names {len(kinds)} layers, but num_hidden_layers = "
       f"{depth}; make them agree."
     )
-  return hub.period("".join(LETTERS[kind] for kind in kinds))
+  # Without layers any letter serves.
+  return hub.period("".join(LETTERS[kind] for kind in kinds)) or "g"
 
 
 def rules(config: Mapping[str, Any]) -> list[Rule]:

@@ -1,4 +1,4 @@
-"""GPT-2 in the model hub's layout (model_type "gpt2"), with or without a head.
+"""GPT-2 in the model hub's layout (model_type "gpt2"), bare or with a head.
 
 "Language models are unsupervised multitask learners", Radford et al. 2019. Its
 Conv1D keeps kernels as ours, [in out]; query, key and value are one tensor.
@@ -11,7 +11,7 @@ from mmjax.weights import recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
-from mmjax.weights.tables import hub
+from mmjax.weights.tables import decoder_heads, hub
 
 MODEL_TYPES = ("gpt2",)
 
@@ -29,12 +29,10 @@ DEFAULTS = dict(
   embd_pdrop=0.1,
   attn_pdrop=0.1,
   scale_attn_weights=True,
+  scale_attn_by_inverse_layer_idx=False,
+  pad_token_id=None,
   tie_word_embeddings=True,
 )
-REFUSED = {
-  "scale_attn_by_inverse_layer_idx": "scores are scaled alike in all layers",
-  "add_cross_attention": "there is no memory to attend to",
-}
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -46,12 +44,11 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   if checkpoint.config.get("model_type") not in MODEL_TYPES:
     return None
   config = recipe.Config({**DEFAULTS, **checkpoint.config}, checkpoint.path)
-  for name, why in REFUSED.items():
-    if config.get(name):
-      raise errors.InputError(
-        f"config.json {name} = {config[name]!r}: here {why}; only false can be "
-        "loaded."
-      )
+  if config.get("add_cross_attention"):
+    raise errors.InputError(
+      "config.json add_cross_attention = True: here there is no memory to "
+      "attend to; only false can be loaded."
+    )
   heads, width = config["n_head"], config["n_embd"]
   hub.check_heads(heads, width, ("n_head", "n_embd"))
   model: dict[str, Any] = dict(
@@ -64,9 +61,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     length=config["n_positions"],
     # False leaves the products as they are.
     scale=None if config["scale_attn_weights"] else 1.0,
+    scale_falls=bool(config["scale_attn_by_inverse_layer_idx"]),
     act=hub.act(config, field="activation_function"),
     epsilon=config["layer_norm_epsilon"],
-    tied=bool(config["tie_word_embeddings"]),
     dropout=config["resid_pdrop"],
     embed_dropout=config["embd_pdrop"],
     attention_dropout=config["attn_pdrop"],
@@ -74,7 +71,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   prefix = hub.prefix(checkpoint, "transformer.")
   ours, block = "decoder/blocks/", f"{prefix}h.{{n}}."
   rules = [
-    *hub.decoder_ends(checkpoint, prefix, config),
+    *decoder_heads.ends(checkpoint, prefix, config),
     *hub.norm(f"{ours}norm1", f"{block}ln_1"),
     *hub.norm(f"{ours}norm2", f"{block}ln_2"),
     *_attention(f"{ours}attention", f"{block}attn", heads, width),
@@ -84,6 +81,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       Rule(f"{ours}mlp/{mine}/kernel", f"{block}mlp.{theirs}.weight"),
       Rule(f"{ours}mlp/{mine}/bias", f"{block}mlp.{theirs}.bias"),
     ]
+  model, rules = decoder_heads.headed(checkpoint, config, model, rules)
   return Recipe(
     table="gpt2",
     model=model,
@@ -91,7 +89,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     rules=rules,
     config=checkpoint.config,
     # Masks in old files, and the copy of the tied head.
-    ignore=(r"\.attn\.(masked_)?bias$", *hub.tied_head(config)),
+    ignore=(r"\.attn\.(masked_)?bias$", *decoder_heads.copies(config)),
+    keep=(r"^multiple_choice_head\.",),
   )
 
 

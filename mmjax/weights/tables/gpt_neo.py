@@ -14,7 +14,7 @@ from mmjax.weights import recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
-from mmjax.weights.tables import hub
+from mmjax.weights.tables import decoder_heads, hub
 
 MODEL_TYPES = ("gpt_neo",)
 
@@ -33,6 +33,7 @@ DEFAULTS = dict(
   resid_dropout=0.0,
   embed_dropout=0.0,
   attention_dropout=0.0,
+  pad_token_id=None,
   tie_word_embeddings=True,
 )
 LETTERS = {"global": "g", "local": "b"}
@@ -64,13 +65,12 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     biases="o",
     act=hub.act(config, field="activation_function"),
     epsilon=config["layer_norm_epsilon"],
-    tied=bool(config["tie_word_embeddings"]),
     dropout=config["resid_dropout"],
     embed_dropout=config["embed_dropout"],
     attention_dropout=config["attention_dropout"],
   )
   prefix = hub.prefix(checkpoint, "transformer.")
-  rules = hub.decoder_ends(checkpoint, prefix, config)
+  rules = decoder_heads.ends(checkpoint, prefix, config)
   for i in range(len(pattern)):
     # Blocks that see alike are stacked together.
     place = f"block{i}/" if len(pattern) > 1 else ""
@@ -81,6 +81,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
         f"decoder/blocks/{place}", f"{prefix}h.{{n}}.", _block(heads)
       )
     ]
+  model, rules = decoder_heads.headed(checkpoint, config, model, rules)
   return Recipe(
     table="gpt_neo",
     model=model,
@@ -90,7 +91,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     # Masks in old files, and the copy of the tied head.
     ignore=(
       r"\.attn\.attention\.(masked_)?bias$",
-      *hub.tied_head(config),
+      *decoder_heads.copies(config),
     ),
   )
 
@@ -109,7 +110,8 @@ def _pattern(config: Mapping[str, Any]) -> str:
       f"config.json attention_types = {config['attention_types']!r} names "
       f"{len(kinds)} layers, but num_layers = {depth}; make them agree."
     )
-  return hub.period("".join(LETTERS[kind] for kind in kinds))
+  # Without layers any letter serves.
+  return hub.period("".join(LETTERS[kind] for kind in kinds)) or "g"
 
 
 def _block(heads: int) -> list[Rule]:

@@ -204,9 +204,12 @@ def period(letters: str) -> str:
   """Returns the shortest letters that give all these, again and again."""
   count = len(letters)
   return next(
-    letters[:n]
-    for n in range(1, count + 1)
-    if count % n == 0 and letters[:n] * (count // n) == letters
+    (
+      letters[:n]
+      for n in range(1, count)
+      if count % n == 0 and letters[:n] * (count // n) == letters
+    ),
+    letters,
   )
 
 
@@ -284,28 +287,3 @@ def check_heads(heads: int, width: int, names: tuple[str, str]) -> None:
       f"config.json {names[0]} = {heads} does not divide {names[1]} = {width}; "
       "one of them is wrong."
     )
-
-
-def table(checkpoint: Checkpoint, config: Mapping[str, Any], name: str) -> str:
-  """Returns the name of a table of tokens, which may stand as the tied head."""
-  tied = ["lm_head.weight"] if config["tie_word_embeddings"] else []
-  return either(checkpoint.tensors, name, *tied)
-
-
-def decoder_ends(
-  checkpoint: Checkpoint, prefix: str, config: Mapping[str, Any]
-) -> list[Rule]:
-  """Returns the rules of GPT's embeddings, last norm and head."""
-  rules = [
-    Rule("embedding/table", table(checkpoint, config, f"{prefix}wte.weight")),
-    Rule("places/table", f"{prefix}wpe.weight"),
-    *norm("final_norm", f"{prefix}ln_f"),
-  ]
-  if not config["tie_word_embeddings"]:
-    rules.append(Rule("head", "lm_head.weight", LINEAR))
-  return rules
-
-
-def tied_head(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Returns what to ignore: the copy of the embeddings as a head."""
-  return (r"^lm_head\.weight$",) if config["tie_word_embeddings"] else ()

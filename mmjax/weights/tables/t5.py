@@ -1,9 +1,10 @@
-"""T5 of both versions and mT5, in the model hub's layout.
+"""T5 of both versions, mT5 and umT5, in the model hub's layout.
 
-Whole, or the encoder alone. The head is the table of embeddings unless the
-checkpoint holds another; whether features are scaled before it, the config
-says on its own (`scale_decoder_outputs`), or in old files by
-`tie_word_embeddings`.
+Whole, or the encoder alone; with a head of words, of classes of a text or of
+each token, or of the ends of an answer. The head of words is the table of
+embeddings unless the checkpoint holds another; whether features are scaled
+before it, the config says on its own (`scale_decoder_outputs`), or in old
+files by `tie_word_embeddings`.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ T5 = dict(
   is_decoder=False,
   tie_word_embeddings=True,
   scale_decoder_outputs=None,
+  decoder_start_token_id=None,
+  pad_token_id=0,
+  eos_token_id=1,
 )
 MT5 = {
   **T5,
@@ -42,7 +46,9 @@ MT5 = {
   "feed_forward_proj": "gated-gelu",
   "scale_decoder_outputs": False,  # whatever is tied
 }
-MODEL_TYPES = {"t5": T5, "mt5": MT5}
+UMT5 = {**MT5, "scale_decoder_outputs": None}
+MODEL_TYPES = {"t5": T5, "mt5": MT5, "umt5": UMT5}
+BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
 # Theirs -> our activation and whether there is a gate. "gated-gelu" is the
 # tanh form of GELU, whatever the config calls it.
 FORWARD = {
@@ -74,24 +80,27 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       "known; give a whole one, or the encoder."
     )
   names = checkpoint.shapes
+  prefix = hub.prefix(checkpoint, "transformer.")
   # A config without tensors is of a whole model.
-  whole = not names or any(name.startswith("decoder.") for name in names)
+  whole = not names or any(n.startswith(f"{prefix}decoder.") for n in names)
+  heads, own = config["num_heads"], kind == "umt5"
   tied = "lm_head.weight" not in names
   scaled = config["scale_decoder_outputs"]
   if scaled is None:
     scaled = config["tie_word_embeddings"] is not False
-  _check_sizes(checkpoint, config)
+  _check_sizes(checkpoint, config, prefix)
+  start = config["decoder_start_token_id"]
   depth = config["num_layers"]
   inputs = {"tokens": ((1, 1), "int32")}
-  rules = [
-    Rule("embedding/table", _table(names)),
-    *_stack("encoder", config["num_heads"], gated, cross=False),
-  ]
+  rules = _stack("encoder", heads, gated, own)
   if whole:
     inputs["decoder_tokens"] = ((1, 1), "int32")
-    rules += _stack("decoder", config["num_heads"], gated, cross=True)
-    if not tied:
-      rules.append(Rule("head/kernel", "lm_head.weight", LINEAR))
+    rules += _stack("decoder", heads, gated, own, cross=True)
+  rules = rename.under("", prefix, rules)
+  rules.append(Rule("embedding/table", _table(names, prefix)))
+  if whole and not tied:
+    rules.append(Rule("head/kernel", "lm_head.weight", LINEAR))
+  reads, more = _reads(names)
   return Recipe(
     table="t5",
     model=dict(
@@ -109,39 +118,63 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       scale_head=scaled,
       buckets=config["relative_attention_num_buckets"],
       max_distance=config["relative_attention_max_distance"],
+      layer_bias=own,
+      **reads,
+      start_id=config["pad_token_id"] if start is None else start,
+      eos_id=config["eos_token_id"],
       epsilon=config["layer_norm_epsilon"],
     ),
     inputs=inputs,
-    rules=rules,
+    rules=[*rules, *more],
     config=found,
     ignore=(
       # Copies of the table.
-      r"^(encoder|decoder)\.embed_tokens\.weight$",
+      r"^(transformer\.)?(encoder|decoder)\.embed_tokens\.weight$",
       # Old files have a bias of distances that nothing reads.
-      r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias",
+      r"^(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\."
+      "relative_attention_bias",
     ),
   )
 
 
-def _table(names: Mapping[str, Any]) -> str:
+def _table(names: Mapping[str, Any], prefix: str) -> str:
   """Returns the name of the table, of which a file may hold any copy."""
-  tables = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-  return hub.either(names, "shared.weight", *tables)
+  tables = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+  return hub.either(names, *(f"{prefix}{name}.weight" for name in tables))
 
 
-def _check_sizes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+def _reads(names: Mapping[str, Any]) -> tuple[dict[str, Any], list[Rule]]:
+  """Returns keywords and rules of the head that classifies, if there is one."""
+  for theirs, each_token in (
+    ("classifier", True),
+    ("classification_head.out_proj", False),
+  ):
+    if f"{theirs}.weight" in names:
+      classes = names[f"{theirs}.weight"][0]
+      rules = hub.linear("classes_head", theirs)
+      if not each_token:
+        rules += hub.linear("classes_dense", "classification_head.dense")
+      return dict(classes=classes, each_token=each_token), rules
+  if "qa_outputs.weight" in names:
+    return dict(spans=True), hub.linear("spans_head", "qa_outputs")
+  return {}, []
+
+
+def _check_sizes(
+  checkpoint: Checkpoint, config: Mapping[str, Any], prefix: str
+) -> None:
   """Raises InputError where heads or gate contradict the tensors."""
   if not checkpoint.shapes:
     return
-  prefix = "encoder.block.0.layer."
-  gate = f"{prefix}1.DenseReluDense.wi_1.weight" in checkpoint.shapes
+  first = f"{prefix}encoder.block.0."
+  gate = f"{first}layer.1.DenseReluDense.wi_1.weight" in checkpoint.shapes
   if gate != FORWARD[config["feed_forward_proj"]][1]:
     raise errors.InputError(
       f"config.json feed_forward_proj = {config['feed_forward_proj']!r}, but "
       f"the tensors {'have' if gate else 'lack'} a gate (wi_1); give "
       f"{'gated-gelu' if gate else 'relu'!r}."
     )
-  name = f"{prefix}0.SelfAttention.relative_attention_bias.weight"
+  name = f"{first}{BIAS}"
   shape = checkpoint.shapes.get(name)
   heads = config["num_heads"]
   if shape is not None and shape[1] != heads:
@@ -151,17 +184,24 @@ def _check_sizes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     )
 
 
-def _stack(name: str, heads: int, gated: bool, *, cross: bool) -> list[Rule]:
-  """Returns the rules of the encoder or the decoder."""
+def _stack(
+  name: str, heads: int, gated: bool, own: bool, *, cross: bool = False
+) -> list[Rule]:
+  """Returns the rules of the encoder or the decoder.
+
+  Args:
+    name: of it.
+    heads: N.
+    gated: the MLP has a gate.
+    own: each layer has its own bias of distances; else the first has it.
+    cross: it reads a memory.
+  """
   ours, block = f"{name}/blocks", f"{name}.block.{{n}}.layer."
   parts = [("attention", "SelfAttention", "norm1")]
   if cross:
     parts.append(("cross", "EncDecAttention", "norm_cross"))
   found = [
-    Rule(
-      f"{name}_bias/table",
-      f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-    ),
+    Rule(f"{name}_bias/table", f"{name}.block.{'{n}' if own else 0}.{BIAS}"),
     Rule(f"{name}_norm/scale", f"{name}.final_layer_norm.weight"),
   ]
   for i, (attention, theirs, norm) in enumerate(parts):

@@ -1,18 +1,20 @@
 """Whisper: the hub's, OpenAI's own files, and CTranslate2's.
 
 The hub's stand under `model.`, or bare; with "encoder." alone it is the audio
-encoder. OpenAI's .pt says the sizes in "dims". CTranslate2 packs projections,
-and says the heads in scalars of its file (`weights/ctranslate2.py`).
+encoder, perhaps with a head that classifies; with "decoder." alone the decoder.
+OpenAI's .pt says the sizes in "dims". CTranslate2 packs projections, and says
+the heads in scalars of its file (`weights/ctranslate2.py`).
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax import errors
-from mmjax.weights import audio_front, ctranslate2, recipe
+from mmjax.weights import audio_front, ctranslate2, recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
-from mmjax.weights.rename import Rule
+from mmjax.weights.rename import LINEAR, Rule
 from mmjax.weights.tables import hub, whisper_rules, whisper_speech
 
 # What the hub's files may leave out.
@@ -28,7 +30,11 @@ DEFAULTS = dict(
   decoder_ffn_dim=1536,
   max_source_positions=1500,
   max_target_positions=448,
+  activation_function="gelu",
+  use_weighted_layer_sum=False,
+  tie_word_embeddings=True,
 )
+HEAD = "proj_out.weight"
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -46,12 +52,6 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
 
 def _hub(checkpoint: Checkpoint) -> Recipe:
   config = recipe.Config({**DEFAULTS, **checkpoint.config}, checkpoint.path)
-  if not config.get("tie_word_embeddings", True):
-    raise errors.InputError(
-      f"weights path = {str(checkpoint.path)!r}: config.json "
-      "tie_word_embeddings = False: our Whisper's logits are by the table of "
-      "its tokens; tie them."
-    )
   names = checkpoint.shapes
   model: dict[str, Any] = dict(
     name="whisper",
@@ -61,11 +61,16 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     heads=config["encoder_attention_heads"],
     mlp=config["encoder_ffn_dim"],
     audio_length=config["max_source_positions"],
-    act=hub.act({"hidden_act": config.get("activation_function", "gelu")}),
+    act=hub.act(config, field="activation_function"),
   )
   if names and not any("decoder." in name for name in names):
-    return _encoder(checkpoint, model)
+    return _encoder(checkpoint, config, model)
+  # A bare model has no head; the table stands for it, as where they are tied.
+  tied = config["tie_word_embeddings"] or not any(
+    name == HEAD or name.startswith("model.") for name in names
+  )
   model |= dict(
+    tied=bool(tied),
     vocab_size=config["vocab_size"],
     decoder_depth=config["decoder_layers"],
     decoder_heads=config["decoder_attention_heads"],
@@ -76,18 +81,46 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
   prefix = "model." if any(n.startswith("model.") for n in names) else ""
   if not names:
     prefix = "model."
-  rules = [
-    *whisper_rules.encoder(f"{prefix}encoder.", model["heads"]),
-    *whisper_rules.decoder(f"{prefix}decoder.", model["decoder_heads"]),
-  ]
-  # Of the table and its copy, the head, a file may hold either.
-  table = f"{prefix}decoder.embed_tokens.weight"
-  rules = hub.renamed(rules, table, hub.either(names, table, "proj_out.weight"))
-  return _whole(checkpoint, model, rules, (r"^proj_out\.weight$",))
+  encoder = whisper_rules.encoder(f"{prefix}encoder.", model["heads"])
+  rules = whisper_rules.decoder(f"{prefix}decoder.", model["decoder_heads"])
+  copies = ()
+  if tied:
+    # Of the table and its copy, the head, a file may hold either.
+    table = f"{prefix}decoder.embed_tokens.weight"
+    rules = hub.renamed(rules, table, hub.either(names, table, HEAD))
+    copies = (r"^proj_out\.weight$",)
+  else:
+    rules.append(Rule("decoder/head/kernel", HEAD, LINEAR))
+  if names and f"{prefix}encoder.conv1.weight" not in names:
+    return _decoder(checkpoint, model, rules, copies)
+  return _whole(checkpoint, model, [*encoder, *rules], copies)
 
 
-def _encoder(checkpoint: Checkpoint, model: dict[str, Any]) -> Recipe:
-  """An encoder without its decoder."""
+def _decoder(
+  checkpoint: Checkpoint,
+  model: dict[str, Any],
+  rules: Sequence[Rule],
+  copies: Sequence[str],
+) -> Recipe:
+  """A decoder without its encoder, which reads what it is given."""
+  memory = ((1, 1, model["width"]), "float32")
+  return Recipe(
+    table="whisper",
+    model={**model, "part": "decoder"},
+    inputs={"tokens": ((1, 1), "int32"), "memory": memory},
+    rules=[
+      dataclasses.replace(rule, ours=rule.ours.removeprefix("decoder/"))
+      for rule in rules
+    ],
+    config=checkpoint.config,
+    ignore=copies,
+  )
+
+
+def _encoder(
+  checkpoint: Checkpoint, config: Mapping[str, Any], model: dict[str, Any]
+) -> Recipe:
+  """An encoder without its decoder, perhaps with a head that classifies."""
   prefix = next(
     (
       n.removesuffix("conv1.weight")
@@ -100,10 +133,28 @@ def _encoder(checkpoint: Checkpoint, model: dict[str, Any]) -> Recipe:
     Rule(r.ours.removeprefix("encoder/"), r.theirs, r.op)
     for r in whisper_rules.encoder(prefix, model["heads"])
   ]
+  model = {**model, "part": "encoder"}
+  classes = checkpoint.shapes.get("classifier.weight")
+  if classes is not None:
+    mixed = bool(config["use_weighted_layer_sum"])
+    model = dict(
+      name="whisper_classifier",
+      encoder=model,
+      classes=classes[0],
+      hidden=classes[1],
+      mixed=mixed,
+    )
+    rules = [
+      *rename.under("encoder/", "", rules),
+      *hub.linear("projector", "projector"),
+      *hub.linear("head", "classifier"),
+    ]
+    rules += [Rule("mix", "layer_weights")] if mixed else []
+  mels = config["num_mel_bins"]
   return Recipe(
     table="whisper",
-    model={**model, "part": "encoder"},
-    inputs={"audio": ((1, 16, model["mels"]), "float32")},
+    model=model,
+    inputs={"audio": ((1, 2, mels), "float32")},
     rules=rules,
     config=checkpoint.config,
     preprocess=audio_front.audio_spec(checkpoint.preprocessor),
@@ -167,7 +218,7 @@ def _whole(
     table="whisper",
     model=model,
     inputs={
-      "audio": ((1, 16, model["mels"]), "float32"),
+      "audio": ((1, 2, model["mels"]), "float32"),
       "decoder_tokens": ((1, 2), "int32"),
     },
     rules=rules,

@@ -45,3 +45,10 @@ def test_values_of_the_config_reach_the_model(declared):
     BASE | {"scale_embedding": True, "activation_function": "gelu_new"}
   )
   assert recipe.model["scale_embedding"] and recipe.model["act"] == "gelu"
+
+
+def test_untied_tables_are_two(declared):
+  tables = {"params/embedding/table", "params/decoder_embedding/table"}
+  for tied, found in ((True, 1), (False, 2)):
+    _, leaves = declared(BASE | {"tie_word_embeddings": tied})
+    assert len(tables & set(leaves)) == found

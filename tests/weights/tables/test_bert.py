@@ -100,16 +100,42 @@ def test_padding_of_roberta_decides_its_positions(recorded):
   [
     ("bert_encoder", "hidden_act", "mish"),
     ("bert_encoder", "position_embedding_type", "relative_key"),
-    ("bert_encoder", "is_decoder", True),
     ("bert_encoder", "add_cross_attention", True),
     ("bert_encoder", "pruned_heads", {"0": [1]}),
-    ("bert_pretraining", "tie_word_embeddings", False),
     ("roberta_masked_words", "pad_token_id", None),
   ],
 )
 def test_what_we_cannot_follow_is_named(recorded, name, field, value):
   with pytest.raises(errors.InputError, match=field):
     recorded(name, lambda config: config.update({field: value}))
+
+
+def test_a_decoder_sees_what_is_before(recorded):
+  def change(config):
+    config["is_decoder"] = True
+
+  loaded, out, want = recorded("bert_masked_words", change)
+  assert loaded.recipe.model["causal"]
+  assert np.abs(out[1]["logits"] - want["1/logits"]).max() > 1e-2
+
+
+def test_an_untied_head_has_its_own_kernel_and_bias(recorded):
+  def config(found):
+    found["tie_word_embeddings"] = False
+
+  def tensors(found):
+    head = "cls.predictions."
+    table = found["bert.embeddings.word_embeddings.weight"]
+    found[f"{head}decoder.weight"] = 2 * table
+    found[f"{head}decoder.bias"] = 0 * found[f"{head}bias"]
+
+  loaded, out, want = recorded("bert_masked_words", config, tensors)
+  bias = loaded.recipe.kept["cls.predictions.bias"]
+  np.testing.assert_allclose(
+    out[1]["logits"] / 2 + bias[None, None], want["1/logits"], atol=1e-4
+  )
+  with pytest.raises(errors.InputError, match=r"predictions.decoder.weight"):
+    recorded("bert_masked_words", config)
 
 
 @pytest.mark.parametrize(

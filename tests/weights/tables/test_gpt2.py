@@ -59,7 +59,10 @@ def test_copies_and_masks_of_files_are_left_out(declared):
 
 
 def test_dropouts_and_scale_come_from_the_config(declared):
-  recipe, _ = declared(SMALL | dict(attn_pdrop=0.3, scale_attn_weights=False))
+  changes = dict(attn_pdrop=0.3, scale_attn_weights=False)
+  changes["scale_attn_by_inverse_layer_idx"] = True
+  recipe, _ = declared(SMALL | changes)
+  assert recipe.model["scale_falls"]
   assert recipe.model["attention_dropout"] == 0.3
   assert recipe.model["dropout"] == recipe.model["embed_dropout"] == 0.1
   assert recipe.model["scale"] == 1.0
@@ -68,7 +71,6 @@ def test_dropouts_and_scale_come_from_the_config(declared):
 @pytest.mark.parametrize(
   "changes, message",
   [
-    (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer"),
     (dict(add_cross_attention=True), "add_cross_attention = True"),
     (dict(n_head=7), "n_head = 7 does not divide n_embd = 768"),
     (dict(activation_function="gelu_neu"), "activation_function = 'gelu_neu'"),

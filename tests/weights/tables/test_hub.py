@@ -104,5 +104,6 @@ def test_fixed_values_are_refused_by_name():
 
 
 def test_the_shortest_period_of_letters():
-  for letters, short in (("gbgb", "gb"), ("ggg", "g"), ("gbg", "gbg")):
+  pairs = (("gbgb", "gb"), ("ggg", "g"), ("gbg", "gbg"), ("", ""))
+  for letters, short in pairs:
     assert hub.period(letters) == short

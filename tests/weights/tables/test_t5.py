@@ -87,3 +87,11 @@ def test_a_config_that_contradicts_the_tensors(tmp_path, change, message):
   (tmp_path / "config.json").write_text(json.dumps(config))
   with pytest.raises(errors.InputError, match=message):
     weights.load(tmp_path)
+
+
+def test_each_layer_of_umt5_has_its_bias(declared):
+  sizes = {"num_layers": 3, "num_decoder_layers": 2, "num_heads": 5}
+  for kind, lead in (("t5", ((), ())), ("umt5", ((3,), (2,)))):
+    _, leaves = declared({"model_type": kind} | sizes)
+    for part, layers in zip(("encoder", "decoder"), lead, strict=True):
+      assert leaves[f"params/{part}_bias/table"].shape == (*layers, 32, 5)

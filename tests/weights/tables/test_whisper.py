@@ -198,7 +198,6 @@ def test_what_contradicts_is_named():
   config, tensors, _, _ = case()
   packed = ctranslate2(tensors)
   for change, names, told in (
-    ({**config, "tie_word_embeddings": False}, tensors, "tie_word_embeddings"),
     ({**config, "activation_function": "mish"}, tensors, "mish"),
     (
       {k: v for k, v in DIMS.items() if k != "n_text_head"},
