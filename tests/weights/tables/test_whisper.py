@@ -199,7 +199,7 @@ def test_what_contradicts_is_named():
   packed = ctranslate2(tensors)
   for change, names, told in (
     ({**config, "tie_word_embeddings": False}, tensors, "tie_word_embeddings"),
-    ({**config, "activation_function": "mish"}, tensors, "mish"),
+    ({**config, "activation_function": "xielu"}, tensors, "xielu"),
     (
       {k: v for k, v in DIMS.items() if k != "n_text_head"},
       openai(tensors),
