@@ -100,7 +100,7 @@ def _modelled(checkpoint: files.Checkpoint) -> tuple[Recipe, nn.Module, Any]:
   try:
     recipe = front_ends.complete(recognise(checkpoint), checkpoint)
     model = build.build("models", **recipe.model)
-    return recipe, model, _declared(model, recipe)
+    shapes = _declared(model, recipe)
   except (TypeError, KeyError, AttributeError, ZeroDivisionError) as e:
     # A config holds what it likes, "12" for 12: tables do not ask each time.
     raise errors.InputError(
@@ -109,6 +109,11 @@ def _modelled(checkpoint: files.Checkpoint) -> tuple[Recipe, nn.Module, Any]:
       f"tensors ({type(e).__name__}: {e}). Look for a number written as text, "
       "a null, or a list where one number is meant."
     ) from e
+  # A stack of no layers has no leaves, whatever a table says of them; tensors
+  # of such layers are found by `_check`, as those without a place.
+  leaves = _flat(rules.unbox(shapes))
+  there = [r for r in recipe.rules if r.name in leaves or not r.stacked]
+  return dataclasses.replace(recipe, rules=there), model, shapes
 
 
 def recognise(checkpoint: files.Checkpoint) -> Recipe:

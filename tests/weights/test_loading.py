@@ -76,6 +76,19 @@ def test_too_few_and_too_many_layers(tmp_path):
   fails(tmp_path, "16 tensors (vit.encoder.layer.1.", ", ...) not expected")
 
 
+def test_a_stack_of_no_layers_has_no_tensors(tmp_path):
+  tensors = tiny.hub(tmp_path)
+  tiny.hub(tmp_path, tensors, num_hidden_layers=0)
+  fails(tmp_path, "32 tensors (vit.encoder.layer.0.", ", ...) not expected")
+  tensors = {k: v for k, v in tensors.items() if ".layer." not in k}
+  tiny.hub(tmp_path, tensors, num_hidden_layers=0)
+  loaded = weights.load(tmp_path)
+  assert "encoder" not in loaded.variables["params"]
+  path = weights.export(loaded, tmp_path / "again")
+  again = flat(weights.load(path.parent).variables)
+  assert again.keys() == flat(loaded.variables).keys()
+
+
 def test_misshapen_tensors_are_listed(tmp_path):
   tensors = tiny.hub(tmp_path)
   up = "vit.encoder.layer.0.intermediate.dense.weight"
