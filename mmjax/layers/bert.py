@@ -127,15 +127,24 @@ class TextEmbed(nn.Module):
 
 
 class Pooler(nn.Module):
-  """The first token after a dense layer and tanh: [B T D] -> [B D]."""
+  """The first token after a dense layer and an activation.
+
+  Attributes:
+    dtype: of the computation.
+    act: name of the activation, tanh in BERT.
+    width: E; None is D.
+  """
 
   dtype: Any = jnp.float32
+  act: str = "tanh"
+  width: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps tokens [B T D] to [B D]."""
-    y = dense(x.shape[-1], name="dense", dtype=self.dtype)(x[:, 0])
-    return rules.constrain(jnp.tanh(y), "batch", "embed")
+    """Maps tokens [B T D] to [B E]."""
+    width = self.width or x.shape[-1]
+    y = dense(width, name="dense", dtype=self.dtype)(x[:, 0])
+    return rules.constrain(activation(self.act)(y), "batch", "embed")
 
 
 class Transform(nn.Module):
@@ -165,11 +174,13 @@ class MaskedWords(nn.Module):
   Attributes:
     act, epsilon: see `Transform`.
     dtype: of the computation.
+    tied: False is a matrix of its own, [D V].
   """
 
   act: str = "gelu_exact"
   epsilon: float = 1e-12
   dtype: Any = jnp.float32
+  tied: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, words: jax.Array) -> jax.Array:
@@ -180,6 +191,14 @@ class MaskedWords(nn.Module):
       rules.with_axes(nn.initializers.zeros, ("vocab",)),
       (words.shape[0],),
     )
-    logits = jnp.einsum("btd,vd->btv", x, words.astype(self.dtype))
+    form = "btd,vd->btv"
+    if not self.tied:
+      form = "btd,dv->btv"
+      words = self.param(
+        "words",
+        rules.with_axes(nn.initializers.normal(SCALE), ("embed", "vocab")),
+        words.shape[::-1],
+      )
+    logits = jnp.einsum(form, x, words.astype(self.dtype))
     logits = logits + bias.astype(self.dtype)[None, None]
     return rules.constrain(logits, "batch", "length", "vocab")

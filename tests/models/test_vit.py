@@ -168,7 +168,7 @@ def test_registers_are_seen_but_not_pooled(key, draw):
 
 def test_tokens_without_positions_and_a_norm_after_the_pool(key, draw):
   model = vit.build(
-    "mu/4", class_token=True, token_posemb=False, norm_pooled=True
+    "mu/4", class_token=True, token_posemb=False, last_norm="pooled"
   )
   image = jax.random.normal(key, (2, 8, 8, 3))
   variables = draw(model, image)

@@ -86,6 +86,11 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   if kind == "dinov2_with_registers":
     registers = config.get("num_register_tokens", 4)
   classes = hub_vit.classes(shapes, "classifier")
+  # One of no labels says so by its class only.
+  named = checkpoint.config.get("architectures") or ()
+  classifier = classes is not None or any(
+    name.endswith("ForImageClassification") for name in named
+  )
   sizes = hub.sizes(
     recipe.Config({**config, "intermediate_size": mlp}, checkpoint.path),
     patches=True,
@@ -118,7 +123,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       name="vit",
       **sizes,
       num_classes=classes,
-      pool="tok" if classes is None else "tok_gap",
+      pool="tok_gap" if classifier else "tok",
       registers=registers,
       gated=gated,
       qkv_bias=qkv_bias,

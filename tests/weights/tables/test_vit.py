@@ -87,9 +87,9 @@ def test_other_checkpoints_are_not_its_own():
 def test_an_unknown_activation_is_named_and_defaults_stand_in():
   shapes = tiny.shapes(tiny.CONFIG, 5)
   with pytest.raises(
-    errors.InputError, match=r"hidden_act = 'mish'.*quick_gelu"
+    errors.InputError, match=r"hidden_act = 'xielu'.*quick_gelu"
   ):
-    vit.build(checkpoint(shapes, {**tiny.CONFIG, "hidden_act": "mish"}))
+    vit.build(checkpoint(shapes, {**tiny.CONFIG, "hidden_act": "xielu"}))
   lacks = {k: v for k, v in tiny.CONFIG.items() if k != "layer_norm_eps"}
   lacks["patch_size"] = [tiny.CONFIG["patch_size"]] * 2
   model = vit.build(checkpoint(shapes, lacks)).model
