@@ -247,7 +247,9 @@ def build(
     inner_,
     sizes["stem"],
     strides=strides_,
-    dilations=None if dilations is None else tuple(map(tuple, dilations)),
+    dilations=None
+    if dilations is None
+    else tuple((first, rest) for first, rest in dilations),
     groups=groups,
     norms_first=norms_first,
     padding=padding,

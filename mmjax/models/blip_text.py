@@ -40,7 +40,6 @@ class BlipText(nn.Module):
     tokens: jax.Array,
     mask: jax.Array | None = None,
     memory: jax.Array | None = None,
-    memory_mask: jax.Array | None = None,
     *,
     train: bool = False,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -50,8 +49,8 @@ class BlipText(nn.Module):
       tokens: int32 [B T].
       mask: int or bool [B T], 0 where there is no token; None is all.
       memory: [B M E], what the blocks attend to besides; None is nothing. Only
-        of a model with cross-attention.
-      memory_mask: int or bool [B M], as `mask`.
+        of a model with cross-attention. All of its places are read, as in the
+        reference, which has a mask of them but does not hand it on.
       train: dropout on; needs the rng "dropout" if its rate is above 0.
 
     Returns:
@@ -61,9 +60,7 @@ class BlipText(nn.Module):
     Raises:
       InputError: more tokens than there are positions.
     """
-    keys, seen = (
-      None if m is None else masks.Keys(m) for m in (mask, memory_mask)
-    )
+    keys = None if mask is None else masks.Keys(mask)
     x = CrossBert(
       self.vocab_size,
       self.length,
@@ -75,7 +72,7 @@ class BlipText(nn.Module):
       self.remat,
       self.dtype,
       name="encoder",
-    )(tokens, keys, memory=memory, memory_mask=seen, train=train)
+    )(tokens, keys, memory=memory, train=train)
     pooled = x[:, 0]
     if self.pooler:
       pooled = Pooler(self.dtype, name="pooler")(x)

@@ -132,7 +132,7 @@ def make() -> None:
 
 
 def _text(ids, mask) -> None:
-  """The text encoder alone, over a memory of which some is no part."""
+  """The text encoder alone, over a memory."""
   import torch
   from transformers import BlipTextModel
 
@@ -140,13 +140,11 @@ def _text(ids, mask) -> None:
   config.hidden_act = "gelu_new"
   model = redraw(BlipTextModel(config), seed=55)
   memory = images((3, 5, 24), seed=55)
-  there = np.array([[1] * 5, [0, 1, 1, 0, 1], [1, 1, 0, 0, 0]], np.int32)
   with torch.no_grad():
     found = model(
       ids,
       attention_mask=mask,
       encoder_hidden_states=torch.from_numpy(memory),
-      encoder_attention_mask=_torch(there),
     )
   save_hub(
     "blip_text",
@@ -155,7 +153,6 @@ def _text(ids, mask) -> None:
       "tokens": TOKENS,
       "mask": mask.numpy(),
       "memory": memory,
-      "memory_mask": there,
     },
     {"0": found.pooler_output, "1/tokens": found.last_hidden_state},
   )

@@ -157,7 +157,7 @@ def _text_alone(checkpoint: Checkpoint) -> Recipe:
     config["num_attention_heads"],
     config["max_position_embeddings"],
   )
-  inputs = {"tokens": ((1, min(length, 4)), "int32")}
+  inputs: dict[str, Any] = {"tokens": ((1, min(length, 4)), "int32")}
   if cross:
     inputs["memory"] = ((1, 1, config["encoder_hidden_size"]), "float32")
   rules = rename.under("encoder/", prefix, _text(heads, cross=cross))
