@@ -111,6 +111,7 @@ def make() -> None:
   save_hub("blip_retrieval", model, inputs, outputs)
 
   config = _config(16)
+  config.projection_dim = 12
   config.text_config.num_hidden_layers = 1
   config.vision_config.num_hidden_layers = 1
   model = redraw(t.BlipModel(config), seed=54)
