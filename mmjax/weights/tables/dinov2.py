@@ -86,10 +86,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   if kind == "dinov2_with_registers":
     registers = config.get("num_register_tokens", 4)
   classes = hub_vit.classes(shapes, "classifier")
-  # One of no labels says so by its class only.
-  named = checkpoint.config.get("architectures") or ()
-  classifier = classes is not None or any(
-    name.endswith("ForImageClassification") for name in named
+  classifier = classes is not None or hub_vit.named(
+    checkpoint, "ForImageClassification"
   )
   sizes = hub.sizes(
     recipe.Config({**config, "intermediate_size": mlp}, checkpoint.path),

@@ -44,6 +44,7 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
   tokens = ("cls", "distilled") if kind == "deit" else ("cls",)
   # DeiT with a teacher has a head for each of the two tokens.
   pair = "distillation_classifier.weight" in shapes
+  teacher = kind == "deit" and hub_vit.named(checkpoint, "WithTeacher")
   head = "cls_classifier" if pair else "classifier"
   classes = hub_vit.classes(shapes, head)
   rules = [
@@ -77,7 +78,7 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
       name="vit",
       **encoder,
       num_classes=classes,
-      pool="pair" if pair else "tok",
+      pool="pair" if pair or teacher else "tok",
     ),
     inputs={"image": hub.image_input(config)},
     rules=rules,

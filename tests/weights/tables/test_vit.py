@@ -183,6 +183,17 @@ def test_deit_has_two_tokens_and_with_a_teacher_two_heads(recorded):
   assert (loaded.model.pool, loaded.model.distilled) == ("tok", True)
 
 
+def test_deit_with_a_teacher_and_no_labels_is_the_mean_of_two(recorded):
+  def without(tensors):
+    for name in list(tensors):
+      if "classifier" in name:
+        del tensors[name]
+
+  _, out, want = recorded("deit_teacher", tensors=without)
+  mean = want["1/tokens"][:, :2].mean(1)
+  np.testing.assert_allclose(out[0], mean, atol=1e-5)
+
+
 def test_images_of_any_size_only_as_the_reference_stretches(recorded):
   loaded, out, want = recorded("vit_other_size")
   assert loaded.model.interpolate == "bicubic" and not loaded.model.qkv_bias
