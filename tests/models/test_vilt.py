@@ -75,7 +75,7 @@ def test_errors_name_the_field(key):
     (dict(variant="L/32"), "variant = 'L/32'"),
     (dict(grid=None), "grid not given"),
     (dict(remat="some"), "remat = 'some'"),
-    (dict(act="mish"), "activation = 'mish'"),
+    (dict(act="xielu"), "activation = 'xielu'"),
   ):
     with pytest.raises(errors.InputError, match=message):
       vilt.build(**vilt.TINY | change)
