@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax import errors
 from mmjax.parallel import rules
 
 
@@ -53,13 +54,21 @@ class MaskToken(nn.Module):
     Args:
       x: patches.
       hidden: int or bool [B Y*X], 1 where the token stands; None is nowhere.
+
+    Raises:
+      InputError: `hidden` of another shape.
     """
+    B, Y, X, D = x.shape
     token = self.param(
-      "token",
-      rules.with_axes(nn.initializers.normal(0.02), ("norm",)),
-      (x.shape[-1],),
+      "token", rules.with_axes(nn.initializers.normal(0.02), ("norm",)), (D,)
     )
     if hidden is None:
       return x
-    where = (hidden != 0).reshape(*x.shape[:3], 1)
-    return jnp.where(where, token.astype(x.dtype).reshape(1, 1, 1, -1), x)
+    if hidden.shape != (B, Y * X):
+      raise errors.InputError(
+        f"hidden of shape {hidden.shape}: there are {Y} x {X} patches; give "
+        f"{(B, Y * X)}."
+      )
+    where = (hidden != 0).reshape(B, Y, X, 1)
+    token = token.astype(x.dtype)[None, None, None]
+    return jnp.where(where, token, x)

@@ -24,6 +24,7 @@ from mmjax.layers.bert import Pooler
 from mmjax.layers.block import Cache, Spec, make_cache
 from mmjax.layers.cross_bert import CrossBert
 from mmjax.layers.mlp import activation
+from mmjax.layers.pool import unit
 from mmjax.ops import masks
 from mmjax.parallel import rules
 
@@ -143,13 +144,14 @@ class Blip(nn.Module):
     Raises:
       InputError: task "answer" without decoder_tokens.
     """
-    first, seen = self.image(image, train=train)
-    seen = seen["tokens"]
+    first, found = self.image(image, train=train)
+    seen = found["tokens"]
     out = {"image": seen}
     keys = None if mask is None else masks.Keys(mask)
     if self.task == "contrastive":
       out["text"] = alone = self.encoder(tokens, keys, train=train)
-      a, b = self._embedded(out, first, self.pooler(alone))
+      out |= self._embedded(first, self.pooler(alone))
+      a, b = out["image_embedding"], out["text_embedding"]
       return jnp.exp(self.log_t) * a @ b.T, out
     if self.task == "caption":
       x = self._written(tokens, mask, seen, train)
@@ -165,21 +167,17 @@ class Blip(nn.Module):
       x = self._written(decoder_tokens, decoder_mask, x, train)
       return self.decoder.logits(x), out
     alone = self.encoder(tokens, keys, train=train)
-    self._embedded(out, seen[:, 0], alone[:, 0])
+    out |= self._embedded(seen[:, 0], alone[:, 0])
     return self.match(x[:, 0]), out
 
   def _embedded(
-    self, out: dict[str, jax.Array], image: jax.Array, text: jax.Array
-  ) -> list[jax.Array]:
-    """Adds the embeddings of features [B D] to `out`; returns them."""
-    for name, project, features in (
-      ("image_embedding", self.image_projection, image),
-      ("text_embedding", self.text_projection, text),
-    ):
-      y = project(features).astype(jnp.float32)
-      square = jnp.square(y).sum(-1, keepdims=True)
-      out[name] = y * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
-    return [out["image_embedding"], out["text_embedding"]]
+    self, image: jax.Array, text: jax.Array
+  ) -> dict[str, jax.Array]:
+    """Returns the embeddings of features [B D], by name."""
+    return {
+      "image_embedding": unit(self.image_projection(image)),
+      "text_embedding": unit(self.text_projection(text)),
+    }
 
   def see(self, image: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps images to what is attended to [B M D], the class token first."""

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax import errors
 from mmjax.layers.bert import Pooler
 from mmjax.layers.block import Spec
 from mmjax.layers.cross_bert import CrossBert
@@ -58,8 +59,14 @@ class BlipText(nn.Module):
       {"tokens": [B T D]}.
 
     Raises:
-      InputError: more tokens than there are positions.
+      InputError: more tokens than there are positions, or a memory that no
+        block attends to.
     """
+    if memory is not None and not self.spec.cross:
+      raise errors.InputError(
+        "models.blip_text memory: given, but cross = False attends to none; "
+        "leave it out, or take cross=True."
+      )
     keys = None if mask is None else masks.Keys(mask)
     x = CrossBert(
       self.vocab_size,

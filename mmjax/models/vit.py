@@ -103,8 +103,13 @@ class ViT(nn.Module):
       whose mean the logits are; with a pooler "pooled", BERT's.
 
     Raises:
-      InputError: an image that patches or positions do not fit.
+      InputError: an image that patches or positions do not fit, or `hidden`
+        without a mask token.
     """
+    if hidden is not None and not self.mask_token:
+      raise errors.InputError(
+        "models.vit hidden: no token stands for it; add mask_token = True."
+      )
     image = normalised(image)
     if self.crop:
       Y, X = (n - n % self.patch for n in image.shape[1:3])
@@ -157,16 +162,11 @@ class ViT(nn.Module):
     return (out["logits_cls"] + out["logits_distilled"]) / 2, out
 
   def _stem(self) -> nn.Module:
-    args = dict(dtype=self.dtype, name="embedding")
+    args: dict[str, Any] = dict(dtype=self.dtype, name="embedding")
     if self.stem == "conv":
       return ConvStem(self.width, self.patch, **args)
-    return Patches(
-      self.width,
-      self.patch,
-      use_bias=self.patch_bias,
-      stride=self.stride,
-      **args,
-    )
+    args |= dict(use_bias=self.patch_bias, stride=self.stride)
+    return Patches(self.width, self.patch, **args)
 
   def _read_tokens(self) -> list[str]:
     """Returns the names of the tokens before the registers."""

@@ -2,7 +2,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from mmjax import errors
 from mmjax.layers import subset
 
 
@@ -45,3 +47,8 @@ def test_the_mask_token_stands_where_it_is_asked_for(key):
   np.testing.assert_array_equal(got[0, [1, 5]], np.stack([token] * 2))
   np.testing.assert_array_equal(got[0, [0, 2, 3, 4]], x[0, [0, 2, 3, 4]])
   np.testing.assert_array_equal(got[1], x[1])
+
+
+def test_a_mask_of_another_shape_is_refused(key):
+  with pytest.raises(errors.InputError, match=r"\(2, 5\): .* give \(2, 6\)"):
+    subset.MaskToken().init(key, jnp.zeros((2, 2, 3, 4)), jnp.zeros((2, 5)))

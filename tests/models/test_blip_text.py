@@ -37,6 +37,13 @@ def test_without_a_memory_there_is_no_attention_to_it(encode):
   assert np.abs(call(TOKENS, None, memory)[0] - alone).max() > 1e-3
 
 
+def test_a_memory_that_is_not_read_is_refused(encode):
+  _, memory = encode
+  model = blip_text.build(**blip_text.TINY, cross=False)
+  with pytest.raises(errors.InputError, match="memory: given"):
+    model.init(jax.random.key(0), TOKENS, None, memory)
+
+
 def test_an_unknown_activation_is_named():
   with pytest.raises(errors.InputError, match="'relus'"):
     blip_text.build(**blip_text.TINY, act="relus")
