@@ -45,7 +45,7 @@ EMBED_DIM, PROJECTION_DIM = 256, 512
 HEAD = "text_decoder.cls.predictions.decoder.weight"
 # Width -> heads, of BERT and ViT of the sizes that were released.
 RELEASED_HEADS = {768: 12, 1024: 16}
-RELEASED_EPSILON = 1e-6
+RELEASED_IMAGE = {"layer_norm_eps": 1e-6}
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -64,7 +64,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     return _text_alone(checkpoint)
   image = hub.part(config, "vision_config", IMAGE)
   text = hub.part(config, "text_config", TEXT)
-  _warn(image, text)
+  _warn(text, "text_config.")
+  _warn(image, "vision_config.", **RELEASED_IMAGE)
   task = _task(checkpoint)
   # Without a tensor, or if either config ties them, the head is the table of
   # embeddings.
@@ -133,6 +134,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
 
 def _image_alone(checkpoint: Checkpoint) -> Recipe:
   config = {**IMAGE, **checkpoint.config}
+  _warn(config, "", **RELEASED_IMAGE)
   prefix = hub.prefix(checkpoint, "vision_model.")
   return Recipe(
     table="blip",
@@ -150,6 +152,7 @@ def _image_alone(checkpoint: Checkpoint) -> Recipe:
 
 def _text_alone(checkpoint: Checkpoint) -> Recipe:
   config = {**TEXT, **checkpoint.config}
+  _warn(config, "")
   prefix = hub.prefix(checkpoint, "text_model.")
   cross = any(".crossattention." in n for n in checkpoint.tensors)
   pooler = f"{prefix}pooler.dense.weight" in checkpoint.tensors
@@ -196,33 +199,23 @@ def _task(checkpoint: Checkpoint) -> str:
   )
 
 
-def _warn(image: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-  """Warns of defaults that are not those of the released weights."""
-  for part, field, value, released in (
-    (
-      "text_config",
-      "num_attention_heads",
-      text["num_attention_heads"],
-      RELEASED_HEADS.get(text["hidden_size"]),
-    ),
-    (
-      "vision_config",
-      "num_attention_heads",
-      image["num_attention_heads"],
-      RELEASED_HEADS.get(image["hidden_size"]),
-    ),
-    (
-      "vision_config",
-      "layer_norm_eps",
-      image["layer_norm_eps"],
-      RELEASED_EPSILON if image["hidden_size"] in RELEASED_HEADS else None,
-    ),
-  ):
-    if released is not None and value != released:
+def _warn(config: Mapping[str, Any], part: str, **released: float) -> None:
+  """Warns of defaults that are not those of the released weights.
+
+  Args:
+    config: of an encoder.
+    part: what the names of its fields begin with.
+    **released: fields, and their values; the heads of its width are known.
+  """
+  heads = RELEASED_HEADS.get(config["hidden_size"])
+  if heads is None:
+    return
+  for field, value in {"num_attention_heads": heads, **released}.items():
+    if config[field] != value:
       warnings.warn(
-        f"config.json {part}.{field} = {value!r} (stated, or the reference's "
-        f"default), but BLIP of this width was trained with {released!r}; "
-        "write it into config.json unless this model is another.",
+        f"config.json {part}{field} = {config[field]!r} (stated, or the "
+        f"reference's default), but BLIP of this width was trained with "
+        f"{value!r}; write it into config.json unless this model is another.",
         stacklevel=4,
       )
 

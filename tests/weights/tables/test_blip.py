@@ -46,15 +46,15 @@ def test_the_embedding_of_a_text_is_made_without_the_image(recorded):
 
 def test_values_that_released_weights_do_not_have_are_named():
   image, text = dict(blip.IMAGE), dict(blip.TEXT)
-  with pytest.warns(UserWarning) as found:
-    blip._warn(image, text)
-  said = " ".join(str(w.message) for w in found)
-  assert "text_config.num_attention_heads = 8" in said and "12" in said
-  assert "vision_config.layer_norm_eps = 1e-05" in said and "1e-06" in said
+  with pytest.warns(UserWarning, match=r"text_config\.num_.*_heads = 8.* 12;"):
+    blip._warn(text, "text_config.")
+  with pytest.warns(UserWarning, match="json layer_norm_eps = 1e-05.* 1e-06;"):
+    blip._warn(image, "", **blip.RELEASED_IMAGE)
   image["layer_norm_eps"], text["num_attention_heads"] = 1e-6, 12
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    blip._warn(image, text)
+    blip._warn(text, "")
+    blip._warn(image, "", **blip.RELEASED_IMAGE)
 
 
 def test_a_blip_of_no_task_is_refused(recorded):
