@@ -130,15 +130,24 @@ class TextEmbed(nn.Module):
 
 
 class Pooler(nn.Module):
-  """The first token after a dense layer and tanh: [B T D] -> [B D]."""
+  """The first token after a dense layer and an activation.
+
+  Attributes:
+    dtype: of the computation.
+    act: name of the activation, tanh in BERT.
+    width: E; None is D.
+  """
 
   dtype: Any = jnp.float32
+  act: str = "tanh"
+  width: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps tokens [B T D] to [B D]."""
-    y = dense(x.shape[-1], name="dense", dtype=self.dtype)(x[:, 0])
-    return rules.constrain(jnp.tanh(y), "batch", "embed")
+    """Maps tokens [B T D] to [B E]."""
+    width = self.width or x.shape[-1]
+    y = dense(width, name="dense", dtype=self.dtype)(x[:, 0])
+    return rules.constrain(activation(self.act)(y), "batch", "embed")
 
 
 class Transform(nn.Module):
@@ -167,8 +176,8 @@ class MaskedWords(nn.Module):
 
   Attributes:
     act, epsilon: see `Transform`.
-    tied: by that table; else by a kernel of its own.
     dtype: of the computation.
+    tied: by that table; else by a kernel of its own, [D V].
   """
 
   act: str = "gelu_exact"

@@ -39,6 +39,7 @@ class Conv(nn.Module):
     features: D.
     size: side of the kernel, odd.
     stride: in pixels.
+    dilation: pixels from one entry of the kernel to the next.
     padding: see `padding`.
     standardise: None, or the epsilon with which each filter is brought to mean
       0 and variance 1 over its inputs ("Micro-batch training with
@@ -53,6 +54,7 @@ class Conv(nn.Module):
   padding: str = "half"
   standardise: float | None = None
   dtype: Any = jnp.float32
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -73,7 +75,9 @@ class Conv(nn.Module):
       x.astype(self.dtype),
       kernel.astype(self.dtype),
       (self.stride, self.stride),
-      padding(self.padding, self.size),
+      # What a window spans, holes and all.
+      padding(self.padding, self.dilation * (self.size - 1) + 1),
+      rhs_dilation=(self.dilation, self.dilation),
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return rules.constrain(x, "batch", None, None, None)

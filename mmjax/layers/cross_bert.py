@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.layers.block import Cache, Spec
-from mmjax.layers.embed import TokenEmbed
+from mmjax.layers.embed import TokenEmbed, word_logits
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.position import LearnedSequence
@@ -27,7 +27,7 @@ class CrossBert(nn.Module):
   Attributes:
     vocab_size: V. length: the longest text.
     spec: of the blocks. width: D. depth: number of blocks.
-    head: whether there are logits.
+    head: whether there are logits. tied: they are by the table of embeddings.
     scan, remat: see `layers.transformer.Stack`.
     dtype: of the computation.
   """
@@ -41,6 +41,7 @@ class CrossBert(nn.Module):
   scan: bool = True
   remat: str = "none"
   dtype: Any = jnp.float32
+  tied: bool = True
 
   def setup(self):
     epsilon, dtype = self.spec.epsilon, self.dtype
@@ -70,6 +71,12 @@ class CrossBert(nn.Module):
         rules.with_axes(nn.initializers.zeros, ("vocab",)),
         (self.vocab_size,),
       )
+      if not self.tied:
+        self.words = self.param(
+          "words",
+          rules.with_axes(nn.initializers.normal(0.02), ("embed", "vocab")),
+          (self.width, self.vocab_size),
+        )
 
   def __call__(
     self,
@@ -117,15 +124,13 @@ class CrossBert(nn.Module):
     )
 
   def logits(self, x: jax.Array) -> jax.Array:
-    """Maps [B T D] to logits float32 [B T V], by the table of embeddings."""
+    """Maps [B T D] to logits float32 [B T V]."""
     x = activation(self.spec.act)(self.transform(x))
     x = self.head_norm(rules.constrain(x, "batch", "length", "embed"))
-    table = nn.meta.unbox(self.embedding.get_variable("params", "table"))
-    x = jnp.einsum(
-      "btd,vd->btv",
-      x,
-      table.astype(x.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    if self.tied:
+      table = nn.meta.unbox(self.embedding.get_variable("params", "table"))
+    else:
+      table = self.words
+    x = word_logits(x, table, self.tied, self.vocab_size)
     x = x + self.bias.astype(jnp.float32)[None, None]
     return rules.constrain(x, "batch", "length", "vocab")

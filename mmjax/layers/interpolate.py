@@ -141,3 +141,27 @@ def resize(grid: jax.Array, rows: int, columns: int, method: str) -> jax.Array:
     grid.astype(jnp.float32),
     precision="highest",  # positions are added to all that follows
   )
+
+
+def corner_weights(count: jax.Array, places: int, grid: int) -> jax.Array:
+  """Returns weights that stretch a grid over the first places of a row.
+
+  Linear interpolation in which the ends of both meet; places after the count
+  get zeros.
+
+  Args:
+    count: int [B], how many places are filled.
+    places: P.
+    grid: G.
+
+  Returns:
+    float32 [B P G].
+  """
+  place = jnp.arange(places, dtype=jnp.float32)[None, :]
+  last = jnp.maximum(count - 1, 1).astype(jnp.float32)[:, None]
+  source = place * ((grid - 1) / last)
+  distance = (
+    source[:, :, None] - jnp.arange(grid, dtype=jnp.float32)[None, None]
+  )
+  weights = jnp.maximum(1.0 - jnp.abs(distance), 0.0)
+  return jnp.where((place < count[:, None])[:, :, None], weights, 0.0)

@@ -1,6 +1,7 @@
 """The feed-forward layer of a Transformer, and the activations by name."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,41 @@ def quick_gelu(x: jax.Array) -> jax.Array:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
+def clipped_gelu(x: jax.Array) -> jax.Array:
+  """Computes the exact GELU, cut at -10 and 10 (so that int8 can hold it)."""
+  return jnp.clip(jax.nn.gelu(x, approximate=False), -10.0, 10.0)
+
+
+def squared_relu(x: jax.Array) -> jax.Array:
+  """Computes max(x, 0)^2 ("Primer", So et al. 2021)."""
+  return jnp.square(jax.nn.relu(x))
+
+
+def laplace(x: jax.Array) -> jax.Array:
+  """Computes the distribution function of Laplace as in "Mega", Ma et al. 2022.
+
+  Near squared_relu: its mean is sqrt(1/2), its deviation sqrt(1 / (4 pi)).
+  """
+  scaled = (x - math.sqrt(0.5)) / math.sqrt(0.5 / math.pi)
+  return 0.5 * (1.0 + jax.lax.erf(scaled))
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": functools.partial(jax.nn.gelu, approximate=True),
+  "gelu_clipped": clipped_gelu,
   "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+  "hard_silu": jax.nn.hard_silu,
+  "laplace": laplace,
+  "leaky_relu": jax.nn.leaky_relu,
+  "linear": lambda x: x,
+  "mish": jax.nn.mish,
   "quick_gelu": quick_gelu,
   "relu": jax.nn.relu,
+  "relu6": jax.nn.relu6,
+  "relu_squared": squared_relu,
+  "sigmoid": jax.nn.sigmoid,
   "silu": jax.nn.silu,
+  "tanh": jnp.tanh,
 }
 
 

@@ -38,6 +38,7 @@ class Block(nn.Module):
     inner_act: of the one between convolutions; None is `act`.
     padding: of the convolutions.
     standardise: see `convolution.Conv`.
+    dilation: of the second of three convolutions.
     dtype: of the computation.
   """
 
@@ -54,6 +55,7 @@ class Block(nn.Module):
   inner_act: str | None = None
   padding: str = "half"
   standardise: float | None = None
+  dilation: int = 1
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -77,7 +79,8 @@ class Block(nn.Module):
     for i, (features, size, stride) in enumerate(layers, 1):
       if i == len(layers) and self.stride_in == "average":
         x = avg_pool(x, self.stride)
-      x = self._conv(f"conv{i}", features, size, stride)(x)
+      dilation = self.dilation if i == 2 and self.inner is not None else 1
+      x = self._conv(f"conv{i}", features, size, stride, dilation)(x)
       if self.norms_first:
         if i < len(layers):
           x = inner_act(self._norm(f"norm{i + 1}", train)(x))
@@ -107,7 +110,9 @@ class Block(nn.Module):
       x, stride = avg_pool(x, stride), 1
     return self._conv("project", self.width, 1, stride)(x)
 
-  def _conv(self, name: str, features: int, size: int, stride: int) -> Conv:
+  def _conv(
+    self, name: str, features: int, size: int, stride: int, dilation: int = 1
+  ) -> Conv:
     return Conv(
       features,
       size,
@@ -115,6 +120,7 @@ class Block(nn.Module):
       self.padding,
       self.standardise,
       self.dtype,
+      dilation,
       name=name,
     )
 
@@ -140,6 +146,7 @@ class Stage(nn.Module):
     stride: of the first block.
     project: the first block's way past f is a convolution; None is where
       width or resolution change.
+    dilation: of the first block, and of the others.
     block: further attributes of each `Block`.
     scan: a loop over the blocks instead of unrolling them. It compiles faster,
       but XLA on a CPU does not see through the loop: gradients of convolutions
@@ -151,6 +158,7 @@ class Stage(nn.Module):
   inner: int | None = None
   stride: int = 1
   project: bool | None = None
+  dilation: tuple[int, int] = (1, 1)
   block: Mapping[str, Any] = nn.FrozenDict()
   scan: bool = False
 
@@ -161,7 +169,13 @@ class Stage(nn.Module):
     if project is None:
       project = self.stride != 1 or x.shape[-1] != self.width
     x, _ = Block(
-      self.width, self.inner, self.stride, project, **self.block, name="first"
+      self.width,
+      self.inner,
+      self.stride,
+      project,
+      dilation=self.dilation[0],
+      **self.block,
+      name="first",
     )(x, train)
     rest = self.depth - 1
     if not rest:
@@ -177,7 +191,13 @@ class Stage(nn.Module):
       unroll=1 if self.scan else rest + 1,
       metadata_params={nn.PARTITION_NAME: "layers"},
       check_constancy_invariants=False,  # or it traces the body twice
-    )(self.width, self.inner, **self.block, name="rest")(x, train)
+    )(
+      self.width,
+      self.inner,
+      dilation=self.dilation[1],
+      **self.block,
+      name="rest",
+    )(x, train)
     return x
 
 

@@ -1,11 +1,16 @@
-"""Some of the patches of an image: those kept, and their way back.
+"""Some of the patches of an image: those kept, and their way back; those hidden.
 
 "Masked autoencoders are scalable vision learners", He et al. 2022; "Scaling
-language-image pre-training via masking", Li et al. 2023 (FLIP).
+language-image pre-training via masking", Li et al. 2023 (FLIP); "SimMIM", Xie
+et al. 2022 (the mask token).
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from mmjax import errors
+from mmjax.parallel import rules
 
 
 def kept(rate: float, count: int) -> int:
@@ -37,3 +42,33 @@ def drop(x: jax.Array, rate: float, rng: jax.Array) -> jax.Array:
   keep = kept(rate, x.shape[1])
   order, _ = shuffled(jax.random.uniform(rng, x.shape[:2]))
   return take(x, jnp.sort(order[:, :keep], axis=1))
+
+
+class MaskToken(nn.Module):
+  """A learned token that stands for patches that are hidden."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array, hidden: jax.Array | None) -> jax.Array:
+    """Maps patches [B Y X D] to the same with the token where it is asked for.
+
+    Args:
+      x: patches.
+      hidden: int or bool [B Y*X], 1 where the token stands; None is nowhere.
+
+    Raises:
+      InputError: `hidden` of another shape.
+    """
+    B, Y, X, D = x.shape
+    token = self.param(
+      "token", rules.with_axes(nn.initializers.normal(0.02), ("norm",)), (D,)
+    )
+    if hidden is None:
+      return x
+    if hidden.shape != (B, Y * X):
+      raise errors.InputError(
+        f"hidden of shape {hidden.shape}: there are {Y} x {X} patches; give "
+        f"{(B, Y * X)}."
+      )
+    where = (hidden != 0).reshape(B, Y, X, 1)
+    token = token.astype(x.dtype)[None, None, None]
+    return jnp.where(where, token, x)

@@ -191,6 +191,43 @@ class Stack(nn.Module):
     return x if cache is None and not every else (x, new)
 
 
+def sized(
+  model: str, variant: str | None, given: Mapping[str, int | None]
+) -> dict[str, Any]:
+  """Returns all sizes of an encoder, from those given and those of a variant.
+
+  Args:
+    model: for messages, "models.vit".
+    variant: a name of `SIZES`, with a patch where `given` has one: "S/16"; or
+      None.
+    given: by name, what goes before the variant's; None is not given.
+
+  Raises:
+    InputError: an unknown variant, or a size that neither says.
+  """
+  sizes: dict[str, Any] = dict(given)
+  patched = "patch" in given
+  if variant is not None:
+    size, slash, pixels = variant.partition("/")
+    if size not in SIZES or (slash and not patched):
+      raise errors.unknown(f"{model} variant", variant, SIZES)
+    if pixels and not pixels.isdecimal():
+      raise errors.InputError(
+        f"{model} variant = {variant!r}: {pixels!r} is no number of pixels; "
+        f"write for example '{size}/16'."
+      )
+    known = dict(SIZES[size], patch=int(pixels) if pixels else None)
+    sizes = {k: known[k] if v is None else v for k, v in sizes.items()}
+  missing = [name for name, value in sizes.items() if value is None]
+  if missing:
+    example = "S/16" if patched else "B"
+    raise errors.InputError(
+      f"{model}: {', '.join(missing)} not given; give them, or a variant such "
+      f"as {example!r}."
+    )
+  return sizes
+
+
 def apart(
   params: Mapping[str, Any], paths: Collection[tuple[str, ...]]
 ) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def build(
   """Builds an audio encoder; its ViT is "encoder" in the parameters.
 
   AST is "B/16" with stride 10; AudioMAE "B/16" with pool "gap", class_token,
-  norm_pooled and time_first, without head_norm.
+  last_norm "pooled" and time_first, without head_norm.
 
   Args:
     variant: a size of `VARIANTS`, and the patch; or None.

@@ -51,6 +51,8 @@ class BiT(nn.Module):
   widths: tuple[int, ...]
   inner: tuple[int, ...]
   stem: int
+  strides: tuple[int, ...] | None = None
+  dilations: tuple[tuple[int, int], ...] | None = None
   groups: int = 32
   norms_first: bool = True
   padding: str = "half"
@@ -81,7 +83,8 @@ class BiT(nn.Module):
 
     Returns:
       Features [B D], or logits [B C] if there are classes; and {"pre_logits":
-      the features, "tokens": [B Y/32*X/32 D] whose mean they are, row by row}.
+      the features, "tokens": [B Y/32*X/32 D] whose mean they are, row by row};
+      with other strides there are more of these.
     """
     act = activation(self.act)
     norm: dict[str, Any] = dict(groups=self.groups, epsilon=self.epsilon)
@@ -112,12 +115,14 @@ class BiT(nn.Module):
       **norm,
     )
     for i, depth in enumerate(self.depths):
+      stride = 2 if i else 1
       x = Stage(
         depth,
         self.widths[i],
         self.inner[i],
-        stride=2 if i else 1,
+        stride=stride if self.strides is None else self.strides[i],
         project=True,
+        dilation=(1, 1) if self.dilations is None else self.dilations[i],
         block=block,
         scan=self.scan,
         name=f"stage{i}",
@@ -147,6 +152,8 @@ def build(
   stem: int | None = None,
   widths: Sequence[int] | None = None,
   inner: Sequence[int] | None = None,
+  strides: Sequence[int] | None = None,
+  dilations: Sequence[tuple[int, int]] | None = None,
   groups: int = 32,
   norms_first: bool = True,
   padding: str = "half",
@@ -169,6 +176,9 @@ def build(
     widths: D of each stage.
     inner: channels within the blocks of each stage; None is a quarter of
       their width.
+    strides: of the first block of each stage; None is 1, then 2.
+    dilations: of the 3x3 convolutions of each stage, in its first block and in
+      the others, where it stands for strides; None is none.
     groups: of the norms.
     norms_first: norms before convolutions; False is a ResNet v1.5 with the
       norms and convolutions of BiT, as in hybrids with ViT.
@@ -213,9 +223,17 @@ def build(
   activation(act)
   if inner is None:
     inner = [width // 4 for width in sizes["widths"]]
-  depths_, widths_, inner_ = checked(
-    "models.bit", sizes["depths"], widths=sizes["widths"], inner=inner
+  depths_, widths_, inner_, strides_ = checked(
+    "models.bit",
+    sizes["depths"],
+    widths=sizes["widths"],
+    inner=inner,
+    strides=strides,
   )
+  if dilations is not None and len(dilations) != len(depths_ or ()):
+    raise errors.InputError(
+      f"models.bit dilations = {list(dilations)}: give a pair for each stage."
+    )
   assert depths_ is not None and widths_ is not None and inner_ is not None
   for channels in (*widths_, *inner_, sizes["stem"]):
     if channels % groups:
@@ -228,6 +246,10 @@ def build(
     widths_,
     inner_,
     sizes["stem"],
+    strides=strides_,
+    dilations=None
+    if dilations is None
+    else tuple((first, rest) for first, rest in dilations),
     groups=groups,
     norms_first=norms_first,
     padding=padding,

@@ -8,6 +8,7 @@ the image; BERT-like blocks with cross-attention to it read or write text:
              over the question
   retrieval  an encoder of the text, without the image for an embedding and
              with it to judge whether the two match
+  contrastive  an encoder of the text alone, to be compared with the image
 """
 
 from collections.abc import Mapping
@@ -19,13 +20,17 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.build import build as build_plugin
+from mmjax.layers.bert import Pooler
 from mmjax.layers.block import Cache, Spec, make_cache
 from mmjax.layers.cross_bert import CrossBert
 from mmjax.layers.mlp import activation
+from mmjax.layers.pool import unit
 from mmjax.ops import masks
 from mmjax.parallel import rules
 
-TASKS = ("caption", "answer", "retrieval")
+TASKS = ("caption", "answer", "retrieval", "contrastive")
+WRITES = ("caption", "answer")
+LOG_T = 2.6592  # of the scale of the logits at the start, 1 / 0.07
 _TEXT = dict(width=768, depth=12, heads=12, mlp=3072)
 VARIANTS: dict[str, dict[str, Any]] = {
   "B/16": dict(image=dict(name="vit", variant="B/16"), **_TEXT),
@@ -62,6 +67,7 @@ class Blip(nn.Module):
   width: int
   depth: int
   embed_dim: int = 256
+  tied: bool = True
   scan: bool = True
   remat: str = "none"
   dtype: Any = jnp.float32
@@ -78,11 +84,13 @@ class Blip(nn.Module):
         self.scan,
         self.remat,
         self.dtype,
+        self.tied,
       )
 
     def dense(features: int, axis: str | None) -> nn.Dense:
       return nn.Dense(
         features,
+        use_bias=self.task != "contrastive",
         dtype=self.dtype,
         kernel_init=rules.with_axes(
           nn.initializers.lecun_normal(), ("embed", axis)
@@ -92,12 +100,17 @@ class Blip(nn.Module):
 
     if self.task != "caption":
       self.encoder = text(False)
-    if self.task != "retrieval":
+    if self.task in WRITES:
       self.decoder = text(True)
-    else:
-      self.image_projection = dense(self.embed_dim, "joint")
-      self.text_projection = dense(self.embed_dim, "joint")
+      return
+    self.image_projection = dense(self.embed_dim, "joint")
+    self.text_projection = dense(self.embed_dim, "joint")
+    if self.task == "retrieval":
       self.match = dense(2, None)
+    else:
+      self.pooler = Pooler(self.dtype)
+      start = nn.initializers.constant(LOG_T)
+      self.log_t = self.param("log_t", rules.with_axes(start, ()), ())
 
   def __call__(
     self,
@@ -122,17 +135,24 @@ class Blip(nn.Module):
 
     Returns:
       "caption" and "answer": logits [B T V] or [B A V] of the token after
-      each; "retrieval": logits [B 2] of no match and match. And {"image": what
-      the image encoder says, [B M D]}, with "text" [B T D] where there is an
-      encoder, and with the embeddings of length 1 "image_embedding" and
-      "text_embedding" [B E] for retrieval.
+      each; "retrieval": logits [B 2] of no match and match; "contrastive":
+      logits [B B] of each image with each text. And {"image": what the image
+      encoder says, [B M D]}, with "text" [B T D] where there is an encoder, and
+      with the embeddings of length 1 "image_embedding" and "text_embedding"
+      [B E] for retrieval and contrastive.
 
     Raises:
       InputError: task "answer" without decoder_tokens.
     """
-    seen = self.see(image, train=train)
+    first, found = self.image(image, train=train)
+    seen = found["tokens"]
     out = {"image": seen}
     keys = None if mask is None else masks.Keys(mask)
+    if self.task == "contrastive":
+      out["text"] = alone = self.encoder(tokens, keys, train=train)
+      out |= self._embedded(first, self.pooler(alone))
+      a, b = out["image_embedding"], out["text_embedding"]
+      return jnp.exp(self.log_t) * a @ b.T, out
     if self.task == "caption":
       x = self._written(tokens, mask, seen, train)
       return self.decoder.logits(x), out
@@ -147,14 +167,17 @@ class Blip(nn.Module):
       x = self._written(decoder_tokens, decoder_mask, x, train)
       return self.decoder.logits(x), out
     alone = self.encoder(tokens, keys, train=train)
-    for name, project, features in (
-      ("image_embedding", self.image_projection, seen[:, 0]),
-      ("text_embedding", self.text_projection, alone[:, 0]),
-    ):
-      y = project(features).astype(jnp.float32)
-      square = jnp.square(y).sum(-1, keepdims=True)
-      out[name] = y * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+    out |= self._embedded(seen[:, 0], alone[:, 0])
     return self.match(x[:, 0]), out
+
+  def _embedded(
+    self, image: jax.Array, text: jax.Array
+  ) -> dict[str, jax.Array]:
+    """Returns the embeddings of features [B D], by name."""
+    return {
+      "image_embedding": unit(self.image_projection(image)),
+      "text_embedding": unit(self.text_projection(text)),
+    }
 
   def see(self, image: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps images to what is attended to [B M D], the class token first."""
@@ -191,7 +214,7 @@ class Blip(nn.Module):
       InputError: a model without a decoder, more slots than positions, or no
         question to answer.
     """
-    if self.task == "retrieval" or slots > self.length:
+    if self.task not in WRITES or slots > self.length:
       raise errors.InputError(
         f"models.blip task = {self.task!r} of length = {self.length} cannot "
         f"write {slots} tokens; take a model that writes, or a shorter text."
@@ -240,6 +263,7 @@ def build(
   mlp: int | None = None,
   length: int = 512,
   embed_dim: int = 256,
+  tied: bool = True,
   act: str = "gelu_exact",
   epsilon: float = 1e-12,
   dropout: float = 0.0,
@@ -252,9 +276,10 @@ def build(
   Args:
     variant: of `VARIANTS`, or None. What is given beside it goes before it.
     image: name and keywords of the image encoder.
-    task: "caption", "answer", "retrieval".
+    task: "caption", "answer", "retrieval", "contrastive".
     vocab_size: V. width: D of the text. depth: its blocks. heads: N. mlp: F.
-    length: the longest text. embed_dim: E, of task "retrieval".
+    length: the longest text. embed_dim: E, of the last two tasks.
+    tied: the head of words is the table of embeddings.
     act, epsilon, dropout: of the text blocks.
     scan, remat: see `layers.transformer.Stack`.
     dtype: of the computation, also of an image encoder that does not say its.
@@ -291,12 +316,13 @@ def build(
       act=act,
       epsilon=epsilon,
       order="post",
-      cross=True,
+      cross=task != "contrastive",
       dropout=dropout,
     ),
     width=sizes["width"],
     depth=sizes["depth"],
     embed_dim=embed_dim,
+    tied=tied,
     scan=scan,
     remat=remat,
     dtype=jnp.dtype(dtype),

@@ -90,6 +90,7 @@ class CrossModal(nn.Module):
   types: int = 2
   box: int = 4
   masked_words: bool = False
+  tied: bool = True
   matched: bool = False
   objects: int | None = None
   attributes: int | None = None
@@ -207,7 +208,9 @@ class CrossModal(nn.Module):
     args = (self.act, self.epsilon, self.dtype)
     out = {}
     if self.masked_words:
-      out["logits"] = MaskedWords(*args, name="masked_words")(text, words)
+      out["logits"] = MaskedWords(*args, self.tied, name="masked_words")(
+        text, words
+      )
     if self.matched:
       out["matched"] = dense(2, name="matched", dtype=self.dtype)(pooled)
     sizes = {
@@ -249,6 +252,7 @@ def build(
   types: int = 2,
   box: int = 4,
   masked_words: bool | None = None,
+  tied: bool = True,
   matched: bool | None = None,
   objects: int | None = None,
   attributes: int | None = None,
@@ -273,7 +277,8 @@ def build(
     features: entries of a region's feature, 2048 of the usual detector.
     length: the longest text. types: of tokens, segments of the text.
     box: entries of a region's box, 4.
-    masked_words: a head that predicts words, by the table that embeds them.
+    masked_words: a head that predicts words, by the table that embeds them
+      if it is tied.
     matched: a head that says whether text and image belong together.
     objects, attributes: classes of heads over regions; None is none.
     predict_features: a head that predicts each region's feature.
@@ -282,8 +287,7 @@ def build(
       False masks nothing then.
     act: of blocks and heads. epsilon: of the norms.
     dropout: rate, 0.1 in LXMERT.
-    scan: loop over the blocks instead of unrolling them.
-    remat: "none", "full", "dots": see `layers.transformer.Stack`.
+    scan, remat: see `layers.transformer.Stack`.
     dtype: of the computation; parameters are float32.
 
   Raises:
@@ -327,6 +331,7 @@ def build(
     vocab_size=vocab_size,
     **sizes,
     **parts,
+    tied=tied,
     length=length,
     types=types,
     box=box,

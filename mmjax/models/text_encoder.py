@@ -18,7 +18,7 @@ from mmjax.layers.embed import TokenEmbed
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.position import LearnedSequence
-from mmjax.layers.transformer import REMAT, SIZES, Stack
+from mmjax.layers.transformer import REMAT, SIZES, Stack, sized
 from mmjax.ops import masks
 from mmjax.parallel import rules
 
@@ -187,18 +187,8 @@ def build(
   Raises:
     InputError: an unknown name, or a size that is not given.
   """
-  sizes: dict[str, Any] = dict(width=width, depth=depth, heads=heads, mlp=mlp)
-  if variant is not None:
-    if variant not in VARIANTS:
-      raise errors.unknown("models.text_encoder variant", variant, VARIANTS)
-    known = VARIANTS[variant]
-    sizes = {k: known[k] if v is None else v for k, v in sizes.items()}
-  missing = [name for name, value in sizes.items() if value is None]
-  if missing:
-    raise errors.InputError(
-      f"models.text_encoder: {', '.join(missing)} not given; give them, or a "
-      "variant such as 'B'."
-    )
+  given = dict(width=width, depth=depth, heads=heads, mlp=mlp)
+  sizes = sized("models.text_encoder", variant, given)
   for field, value, known in (("pool", pool, POOLS), ("remat", remat, REMAT)):
     if value not in known:
       raise errors.unknown(f"models.text_encoder {field}", value, known)

@@ -16,6 +16,7 @@ from mmjax import errors
 from mmjax.layers.bert import MaskedWords, Pooler, TextEmbed, dense
 from mmjax.layers.block import Spec
 from mmjax.layers.embed import Patches, TokenEmbed
+from mmjax.layers.interpolate import corner_weights
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.transformer import REMAT, Stack
@@ -59,7 +60,10 @@ class ViLT(nn.Module):
   modalities: int = 2
   masked_words: bool = False
   answers: int | None = None
+  answers_width: int | None = None
   matched: bool = False
+  classes: int | None = None
+  pooler: bool = True
   images: int = 1
   max_patches: int | None = None
   biases: str = "qkvo"
@@ -97,10 +101,11 @@ class ViLT(nn.Module):
       train: dropout on; needs the rng "dropout" if its rate is above 0.
 
     Returns:
-      The pooled first token [B D]; and a dict of "tokens" [B T D], "patches"
-      [B 1+P D], the image's class token first, and of what the heads give:
-      "logits" of words [B T V], "answers" [B Q], "matched" [B 1]. For I images
-      B is B*I but for answers, which read what is pooled of all.
+      The pooled first token [B D], or without a pooler that token; and a dict
+      of "tokens" [B T D], "patches" [B 1+P D], the image's class token first,
+      and of what the heads give: "logits" of words [B T V], "answers" [B Q],
+      "matched" [B 1], "classes" of words [B T C]. For I images B is B*I but
+      for answers, which read what is pooled of all.
 
     Raises:
       InputError: more tokens or patches than the model takes.
@@ -154,7 +159,9 @@ class ViLT(nn.Module):
       name="encoder",
     )(x, masks.Keys(seen), not train)
     x = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
-    pooled = Pooler(self.dtype, name="pooler")(x)
+    pooled = x[:, 0]
+    if self.pooler:
+      pooled = Pooler(self.dtype, name="pooler")(x)
     count = tokens.shape[1]
     out = {"tokens": x[:, :count], "patches": x[:, count:]}
     return pooled, out | self._heads(pooled, out["tokens"], words)
@@ -194,8 +201,8 @@ class ViLT(nn.Module):
       rules.with_axes(nn.initializers.normal(0.02), ("norm",)),
       (self.width,),
     )
-    down = _stretch(valid[:, :, 0].sum(1), rows, self.grid)
-    right = _stretch(valid[:, 0].sum(1), columns, self.grid)
+    down = corner_weights(valid[:, :, 0].sum(1), rows, self.grid)
+    right = corner_weights(valid[:, 0].sum(1), columns, self.grid)
     x = x + jnp.einsum(
       "byg,bxh,ghd->byxd",
       down.astype(self.dtype),
@@ -219,7 +226,7 @@ class ViLT(nn.Module):
       )(text, words)
     if self.answers is not None:
       y = pooled.reshape(-1, self.images * self.width)
-      up = max(2, self.images) * self.width
+      up = self.answers_width or max(2, self.images) * self.width
       y = dense(up, name="answer_up", axis="mlp", dtype=self.dtype)(y)
       y = layer_norm(
         epsilon=ANSWER_EPSILON, dtype=self.dtype, name="answer_norm"
@@ -229,31 +236,11 @@ class ViLT(nn.Module):
       )(jax.nn.gelu(y, approximate=False))
     if self.matched:
       out["matched"] = dense(1, name="matched", dtype=self.dtype)(pooled)
+    if self.classes is not None:
+      out["classes"] = dense(
+        self.classes, name="classes_head", axis="classes", dtype=self.dtype
+      )(text)
     return out
-
-
-def _stretch(count: jax.Array, places: int, grid: int) -> jax.Array:
-  """Returns weights that stretch a grid over the first places of a row.
-
-  Linear interpolation in which the ends of both meet; places after the count
-  get zeros.
-
-  Args:
-    count: int [B], how many places are filled.
-    places: P.
-    grid: G.
-
-  Returns:
-    float32 [B P G].
-  """
-  place = jnp.arange(places, dtype=jnp.float32)[None, :]
-  last = jnp.maximum(count - 1, 1).astype(jnp.float32)[:, None]
-  source = place * ((grid - 1) / last)
-  distance = (
-    source[:, :, None] - jnp.arange(grid, dtype=jnp.float32)[None, None]
-  )
-  weights = jnp.maximum(1.0 - jnp.abs(distance), 0.0)
-  return jnp.where((place < count[:, None])[:, :, None], weights, 0.0)
 
 
 def build(
@@ -271,7 +258,10 @@ def build(
   modalities: int = 2,
   masked_words: bool = False,
   answers: int | None = None,
+  answers_width: int | None = None,
   matched: bool = False,
+  classes: int | None = None,
+  pooler: bool = True,
   images: int = 1,
   max_patches: int | None = None,
   biases: str = "qkvo",
@@ -288,14 +278,16 @@ def build(
 
   Args:
     variant: a size of `VARIANTS`, or None; what is given goes before it.
-    vocab_size: V.
-    width: D. depth: blocks. heads: N. mlp: F. patch: side in pixels.
-    grid: rows, and columns, of the learned positions.
+    vocab_size: V. width: D. depth: blocks. heads: N. mlp: F.
+    patch: side in pixels. grid: rows, and columns, of the learned positions.
     length: the longest text. types: of tokens, segments of the text.
     modalities: rows of their table; text is 0 and image 1.
     masked_words: a head that predicts words, by the table that embeds them.
-    answers: classes of a head over answers; None is none.
+    answers: classes of a head over answers; None is none. answers_width: its
+      hidden units; None is 2D, or for more than 2 images I*D.
     matched: a head that says whether text and image belong together.
+    classes: of a head over each word; None is none.
+    pooler: first tokens are pooled; False only without answers and matched.
     images: I, seen one by one with the text, as for NLVR2.
     max_patches: an image with more is refused (the reference draws some of
       them at random); None is no limit.
@@ -304,12 +296,12 @@ def build(
       False masks nothing then.
     act: of blocks and head of words. epsilon: of the norms.
     dropout: rate, 0 in ViLT.
-    scan: loop over the blocks instead of unrolling them.
-    remat: "none", "full", "dots": see `layers.transformer.Stack`.
+    scan, remat: see `layers.transformer.Stack`.
     dtype: of the computation; parameters are float32.
 
   Raises:
-    InputError: an unknown name, or a size that is not given.
+    InputError: an unknown name, a size that is not given, or a head without
+      the pooler that it reads.
   """
   sizes: dict[str, Any] = dict(
     width=width, depth=depth, heads=heads, mlp=mlp, patch=patch, grid=grid
@@ -327,6 +319,11 @@ def build(
   if remat not in REMAT:
     raise errors.unknown("models.vilt remat", remat, REMAT)
   activation(act)
+  if not pooler and (matched or answers is not None):
+    raise errors.InputError(
+      "models.vilt pooler = False: answers and matched read what is pooled; "
+      "leave them out, or the pooler in."
+    )
   return ViLT(
     vocab_size=vocab_size,
     **sizes,
@@ -335,7 +332,10 @@ def build(
     modalities=modalities,
     masked_words=masked_words,
     answers=answers,
+    answers_width=answers_width,
     matched=matched,
+    classes=classes,
+    pooler=pooler,
     images=images,
     max_patches=max_patches,
     biases=biases,

@@ -24,13 +24,14 @@ from mmjax.layers.interpolate import METHODS
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.position import LearnedGrid, sincos2d
-from mmjax.layers.transformer import REMAT, SIZES, Stack
+from mmjax.layers.transformer import REMAT, SIZES, Stack, sized
 from mmjax.parallel import rules
 
 VARIANTS = SIZES
 POOLS = ("gap", "tok", "pair", "tok_gap", "map", "none")
 POSEMBS = ("learn", "sincos2d")
 STEMS = ("patch", "conv")
+LAST_NORMS = ("tokens", "pooled", "both", "none")
 
 # What the contract tests build and feed: axes after the batch, and dtype.
 TINY = dict(width=32, depth=2, heads=4, mlp=64, patch=4, pool="gap")
@@ -58,8 +59,11 @@ class ViT(nn.Module):
   registers: int = 0
   token_posemb: bool = True
   pre_norm: bool = False
-  norm_pooled: bool = False
+  last_norm: str = "tokens"
+  mask_token: bool = False
   pooler: bool = False
+  pooler_act: str = "tanh"
+  pooler_width: int | None = None
   act: str = "gelu"
   gated: bool = False
   qkv_bias: bool = True
@@ -77,6 +81,7 @@ class ViT(nn.Module):
     self,
     image: jax.Array,
     keep: jax.Array | None = None,
+    hidden: jax.Array | None = None,
     *,
     train: bool = False,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -86,6 +91,8 @@ class ViT(nn.Module):
       image: [B Y X C], float in [-1, 1], or uint8, which is brought there.
         Y and X are multiples of the patch (or `crop`), and may differ.
       keep: int32 [B K], patches that are seen, in this order; None is all.
+      hidden: int or bool [B P], 1 where the mask token stands for a patch, of
+        a model that has one; None is nowhere.
       train: dropout on; needs the rng "dropout" if any rate is above 0.
 
     Returns:
@@ -93,17 +100,24 @@ class ViT(nn.Module):
       logits [B C] if there are classes; and {"pre_logits": the features,
       "tokens": [B T D]: class token, distillation token, registers, patches}.
       With pool "pair" and classes also "logits_cls" and "logits_distilled",
-      whose mean the logits are; with a pooler "pooled" [B D], BERT's.
+      whose mean the logits are; with a pooler "pooled", BERT's.
 
     Raises:
-      InputError: an image that patches or positions do not fit.
+      InputError: an image that patches or positions do not fit, or `hidden`
+        without a mask token.
     """
+    if hidden is not None and not self.mask_token:
+      raise errors.InputError(
+        "models.vit hidden: no token stands for it; add mask_token = True."
+      )
     image = normalised(image)
     if self.crop:
       Y, X = (n - n % self.patch for n in image.shape[1:3])
       image = image[:, :Y, :X]
     image = rules.constrain(image, "batch", None, None, None)
     x = self._stem()(image)
+    if self.mask_token:
+      x = subset.MaskToken(name="mask")(x, hidden)
     x = self._with_tokens(x, keep, train)
     if self.pre_norm:
       x = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name="pre_norm")(x)
@@ -128,12 +142,14 @@ class ViT(nn.Module):
       name="encoder",
     )(x, None, not train)
     norm = layer_norm(epsilon=self.epsilon, dtype=self.dtype, name="norm")
-    x = x if self.norm_pooled else norm(x)
+    x = norm(x) if self.last_norm in ("tokens", "both") else x
     out = {"tokens": x}
     if self.pooler:
-      out["pooled"] = Pooler(self.dtype, name="pooler")(x)
+      out["pooled"] = Pooler(
+        self.dtype, self.pooler_act, self.pooler_width, name="pooler"
+      )(x)
     x = self._pooled(x)
-    x = norm(x) if self.norm_pooled else x
+    x = norm(x) if self.last_norm in ("pooled", "both") else x
     out["pre_logits"] = x
     if self.num_classes is None:
       return x, out
@@ -146,16 +162,11 @@ class ViT(nn.Module):
     return (out["logits_cls"] + out["logits_distilled"]) / 2, out
 
   def _stem(self) -> nn.Module:
-    args = dict(dtype=self.dtype, name="embedding")
+    args: dict[str, Any] = dict(dtype=self.dtype, name="embedding")
     if self.stem == "conv":
       return ConvStem(self.width, self.patch, **args)
-    return Patches(
-      self.width,
-      self.patch,
-      use_bias=self.patch_bias,
-      stride=self.stride,
-      **args,
-    )
+    args |= dict(use_bias=self.patch_bias, stride=self.stride)
+    return Patches(self.width, self.patch, **args)
 
   def _read_tokens(self) -> list[str]:
     """Returns the names of the tokens before the registers."""
@@ -244,8 +255,11 @@ def build(
   registers: int = 0,
   token_posemb: bool = True,
   pre_norm: bool = False,
-  norm_pooled: bool = False,
+  last_norm: str = "tokens",
+  mask_token: bool = False,
   pooler: bool = False,
+  pooler_act: str = "tanh",
+  pooler_width: int | None = None,
   act: str = "gelu",
   gated: bool = False,
   qkv_bias: bool = True,
@@ -281,16 +295,16 @@ def build(
     registers: tokens after those, without positions, that nobody reads.
     token_posemb: class and distillation token have positions too.
     pre_norm: a norm before the first block, as in CLIP.
-    norm_pooled: the last norm comes after the pool. pooler: also "pooled".
-    act: "gelu" (tanh), "gelu_exact", "quick_gelu", "relu", "silu".
-    gated: see `layers.mlp`. qkv_bias: query, key and value have biases.
+    last_norm: of "tokens"; "pooled", after the pool; "both", again, as in
+      BLIP's image encoder alone; or "none", as in CLIP's classifiers.
+    mask_token: a token for the patches that the call says are hidden.
+    pooler: also "pooled", with pooler_act, of pooler_width (None is D).
+    act, gated: see `layers.mlp`. qkv_bias: query, key and value have biases.
     layer_scale: see `layers.block.Spec`.
-    epsilon: of the norms; 1e-6 in Google's models, 1e-12 in the hub's,
-      1e-5 in CLIP.
+    epsilon: of the norms; 1e-6 in Google's models, 1e-5 in CLIP.
     dropout: rate. drop_path: rate of stochastic depth of the last block.
     patch_drop: part of the patches that are left out in training (FLIP).
-    scan: loop over the blocks instead of unrolling them.
-    remat: "none", "full", "dots": see `layers.transformer.Stack`.
+    scan, remat: see `layers.transformer.Stack`.
     dtype: of the computation; parameters are float32.
 
   Raises:
@@ -299,34 +313,20 @@ def build(
   # What is neither a size nor checked below is an attribute as it is.
   options: dict[str, Any] = dict(locals(), dtype=jnp.dtype(dtype))
   del options["variant"]
-  sizes = {k: options.pop(k) for k in (*VARIANTS["mu"], "patch")}
-  if variant is not None:
-    size, _, pixels = variant.partition("/")
-    if size not in VARIANTS:
-      raise errors.unknown("models.vit variant", variant, VARIANTS)
-    if pixels and not pixels.isdecimal():
-      raise errors.InputError(
-        f"models.vit variant = {variant!r}: {pixels!r} is no number of "
-        f"pixels; write for example '{size}/16'."
-      )
-    known = dict(VARIANTS[size], patch=int(pixels) if pixels else None)
-    sizes = {k: known[k] if v is None else v for k, v in sizes.items()}
-  missing = [name for name, value in sizes.items() if value is None]
-  if missing:
-    raise errors.InputError(
-      f"models.vit: {', '.join(missing)} not given; give them, or a variant "
-      "such as 'S/16'."
-    )
+  given = {k: options.pop(k) for k in (*VARIANTS["mu"], "patch")}
+  sizes = sized("models.vit", variant, given)
   for field, value, known in (
     ("pool", pool, POOLS),
     ("posemb", posemb, POSEMBS),
     ("interpolate", interpolate or "bicubic", METHODS),
     ("stem", stem, STEMS),
+    ("last_norm", last_norm, LAST_NORMS),
     ("remat", remat, REMAT),
   ):
     if value not in known:
       raise errors.unknown(f"models.vit {field}", value, known)
   activation(act)
+  activation(pooler_act)
   reads = pool in ("tok", "pair", "tok_gap")
   for wrong, why in (
     (

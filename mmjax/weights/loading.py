@@ -101,7 +101,6 @@ def _modelled(checkpoint: files.Checkpoint) -> tuple[Recipe, nn.Module, Any]:
     recipe = front_ends.complete(recognise(checkpoint), checkpoint)
     model = build.build("models", **recipe.model)
     shapes = _declared(model, recipe)
-    return _without_empty(recipe, _flat(rules.unbox(shapes))), model, shapes
   except (TypeError, KeyError, AttributeError, ZeroDivisionError) as e:
     # A config holds what it likes, "12" for 12: tables do not ask each time.
     raise errors.InputError(
@@ -110,18 +109,11 @@ def _modelled(checkpoint: files.Checkpoint) -> tuple[Recipe, nn.Module, Any]:
       f"tensors ({type(e).__name__}: {e}). Look for a number written as text, "
       "a null, or a list where one number is meant."
     ) from e
-
-
-def _without_empty(recipe: Recipe, wanted: Mapping[str, Any]) -> Recipe:
-  """Returns the recipe without the rules of stacks that have no blocks."""
-
-  def empty(rule: rename.Rule) -> bool:
-    stack = rule.name.partition("/blocks/")[0] + "/blocks/"
-    there = any(name.startswith(stack) for name in wanted)
-    return rule.stacked and "/blocks/" in rule.name and not there
-
-  kept = [rule for rule in recipe.rules if not empty(rule)]
-  return dataclasses.replace(recipe, rules=kept)
+  # A stack of no layers has no leaves, whatever a table says of them; tensors
+  # of such layers are found by `_check`, as those without a place.
+  leaves = _flat(rules.unbox(shapes))
+  there = [r for r in recipe.rules if r.name in leaves or not r.stacked]
+  return dataclasses.replace(recipe, rules=there), model, shapes
 
 
 def recognise(checkpoint: files.Checkpoint) -> Recipe:

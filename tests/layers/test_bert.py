@@ -64,6 +64,14 @@ def test_the_pooler_reads_the_first_token(key):
   np.testing.assert_array_equal(moved, y)
 
 
+def test_the_pooler_may_have_another_width_and_activation(key):
+  x = jax.random.normal(key, (2, 3, 8))
+  y, variables = bert.Pooler(act="relu", width=5).init_with_output(key, x)
+  dense = nn.unbox(variables)["params"]["dense"]
+  want = np.asarray(x)[:, 0] @ np.asarray(dense["kernel"])
+  np.testing.assert_allclose(y, np.maximum(want, 0), atol=1e-5)
+
+
 def test_words_are_predicted_by_their_table(key, draw):
   x = jax.random.normal(key, (2, 3, 4))
   words = jax.random.normal(jax.random.key(1), (7, 4))

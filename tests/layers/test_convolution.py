@@ -83,6 +83,23 @@ def test_convolution(
   )
 
 
+@pytest.mark.parametrize("kind, before", [("half", 2), ("valid", 0)])
+def test_a_dilated_kernel_is_one_with_holes(rng, key, kind, before):
+  x = rng.normal(size=(2, 8, 9, 3)).astype(np.float32)
+  layer = conv.Conv(5, 3, 1, kind, dilation=2)
+  out, variables = jax.jit(layer.init_with_output)(key, x)
+  (kernel,) = jax.tree.leaves(nn.unbox(variables))
+  holes = np.zeros((5, 5, 3, 5), np.float32)
+  holes[::2, ::2] = kernel
+  want = slide(
+    framed(x, before, before),
+    5,
+    1,
+    lambda w: np.einsum("byxc,yxcd->bd", w, holes),
+  )
+  np.testing.assert_allclose(out, want, atol=1e-5)
+
+
 def test_pooling(rng):
   x = -1 - rng.random(size=(2, 7, 7, 3)).astype(np.float32)
   for how, value in (("half", -np.inf), ("valid", None)):

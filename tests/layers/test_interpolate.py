@@ -60,3 +60,16 @@ def test_methods_differ_and_unknown_ones_are_named(key):
       assert np.abs(a - b).max() > 1e-2
   with pytest.raises(errors.InputError, match="'bicubic'"):
     interpolate.weights(3, 4, "cubic")
+
+
+def test_corner_weights_are_linear_and_the_ends_meet():
+  rng = np.random.default_rng(0)
+  table = rng.normal(size=5)
+  weights = interpolate.corner_weights(jnp.array([7, 3, 1, 5]), 7, 5)
+  got = np.einsum("bpg,g->bp", weights, table)
+  for row, count in enumerate((7, 3, 1, 5)):
+    at = np.linspace(0, 4, count) if count > 1 else [0.0]
+    want = np.interp(at, np.arange(5), table)
+    np.testing.assert_allclose(got[row, :count], want, atol=1e-5)
+    np.testing.assert_array_equal(got[row, count:], 0)
+  np.testing.assert_allclose(got[3, :5], table, atol=1e-6)

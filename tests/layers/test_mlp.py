@@ -24,11 +24,29 @@ X = np.linspace(-4, 4, 41)
     ("gelu_exact", lambda x: x / 2 * (1 + math.erf(x / 2**0.5))),
     ("silu", lambda x: x / (1 + math.exp(-x))),
     ("quick_gelu", lambda x: x / (1 + math.exp(-1.702 * x))),
+    ("mish", lambda x: x * math.tanh(math.log1p(math.exp(x)))),
+    ("leaky_relu", lambda x: max(x, 0.01 * x)),
+    ("linear", lambda x: x),
+    ("relu6", lambda x: min(max(x, 0), 6)),
+    ("relu_squared", lambda x: max(x, 0) ** 2),
+    ("hard_silu", lambda x: x * min(max(x + 3, 0), 6) / 6),
+    (
+      "laplace",
+      lambda x: (1 + math.erf((x - 0.5**0.5) * (2 * math.pi) ** 0.5)) / 2,
+    ),
+    ("sigmoid", lambda x: 1 / (1 + math.exp(-x))),
+    ("tanh", math.tanh),
   ],
 )
 def test_activations(name, f):
   got = activation(name)(jnp.float32(X))
   np.testing.assert_allclose(got, [f(x) for x in X], atol=1e-6)
+
+
+def test_the_clipped_gelu_ends_at_10():
+  x = jnp.array([-20.0, 1.0, 9.0, 12.0])
+  got = activation("gelu_clipped")(x)
+  np.testing.assert_allclose(got, [0, 0.8413447, 9, 10], atol=1e-6)
 
 
 def test_unknown_activation_names_the_nearest():

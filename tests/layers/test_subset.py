@@ -1,7 +1,10 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from mmjax import errors
 from mmjax.layers import subset
 
 
@@ -33,3 +36,19 @@ def test_drop_keeps_each_patch_equally_often_and_in_order(key):
   assert (np.diff(y, axis=1) > 0).all()
   shares = [(y == i).any(1).mean() for i in range(6)]
   np.testing.assert_allclose(shares, 0.5, atol=0.05)
+
+
+def test_the_mask_token_stands_where_it_is_asked_for(key):
+  x = jax.random.normal(key, (2, 2, 3, 4))
+  hidden = jnp.array([[0, 1, 0, 0, 0, 1], [0] * 6])
+  y, variables = subset.MaskToken().init_with_output(key, x, hidden)
+  token = nn.unbox(variables)["params"]["token"]
+  got, x = np.asarray(y).reshape(2, 6, 4), np.asarray(x).reshape(2, 6, 4)
+  np.testing.assert_array_equal(got[0, [1, 5]], np.stack([token] * 2))
+  np.testing.assert_array_equal(got[0, [0, 2, 3, 4]], x[0, [0, 2, 3, 4]])
+  np.testing.assert_array_equal(got[1], x[1])
+
+
+def test_a_mask_of_another_shape_is_refused(key):
+  with pytest.raises(errors.InputError, match=r"\(2, 5\): .* give \(2, 6\)"):
+    subset.MaskToken().init(key, jnp.zeros((2, 2, 3, 4)), jnp.zeros((2, 5)))

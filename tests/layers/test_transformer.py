@@ -6,7 +6,7 @@ import pytest
 
 from mmjax import errors
 from mmjax.layers.block import Block, Each, Spec
-from mmjax.layers.transformer import Stack, apart
+from mmjax.layers.transformer import Stack, apart, sized
 from mmjax.ops import masks
 
 SPEC = Spec(heads=2, mlp=16)
@@ -192,3 +192,20 @@ def test_bfloat16_computes_low_and_keeps_parameters_high(key, x):
   assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
   want = jax.jit(Stack(**KW).apply)(nn.unbox(variables), x)
   np.testing.assert_allclose(y.astype(np.float32), want, atol=0.06)
+
+
+def test_sizes_are_those_given_before_those_of_the_variant():
+  names = ("width", "depth", "heads", "mlp", "patch")
+  given = dict.fromkeys(names)
+  found = sized("models.x", "S/16", {**given, "depth": 3})
+  assert found == dict(width=384, depth=3, heads=6, mlp=1536, patch=16)
+  for variant, message in (
+    ("Q/16", "models.x variant = 'Q/16'"),
+    ("S/a", "'a' is no number"),
+    ("S", "models.x: patch not given"),
+    (None, "models.x: width, depth, heads, mlp, patch not given"),
+  ):
+    with pytest.raises(errors.InputError, match=message):
+      sized("models.x", variant, given)
+  with pytest.raises(errors.InputError, match="variant = 'S/16'"):
+    sized("models.x", "S/16", {"width": None})  # a text has no patch

@@ -12,7 +12,7 @@ from mmjax.models import audio_transformer
 AUDIOMAE = dict(
   pool="gap",
   class_token=True,
-  norm_pooled=True,
+  last_norm="pooled",
   time_first=True,
   head_norm=False,
 )

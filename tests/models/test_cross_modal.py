@@ -101,7 +101,7 @@ def test_errors_name_the_field():
     (dict(variant="vilbert"), "variant = 'vilbert'"),
     (dict(features=None), "features not given"),
     (dict(remat="some"), "remat = 'some'"),
-    (dict(act="mish"), "activation = 'mish'"),
+    (dict(act="xielu"), "activation = 'xielu'"),
   ):
     with pytest.raises(errors.InputError, match=message):
       cross_modal.build(**cross_modal.TINY | change)

@@ -85,7 +85,7 @@ def test_training_moves_the_statistics_of_mels(key):
     (dict(TINY, side=20, patch=4), "side = 20: 2 stages"),
     (dict(TINY, patch=3, stride=2), "patch = 3, stride = 2"),
     (dict(TINY, fused=True, reduction=9), "reduction = 9"),
-    (dict(TINY, act="mish"), "mish"),
+    (dict(TINY, act="xielu"), "xielu"),
   ],
 )
 def test_sizes_that_cannot_work_are_named(kw, words):

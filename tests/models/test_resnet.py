@@ -118,7 +118,7 @@ def test_what_cannot_be_built():
     (dict(variant="50", stride_in="third"), "stride_in = 'third'"),
     (dict(variant="18", inner=[1] * 4), "it has no inner channels"),
     (dict(variant="50", widths=[8]), "1 values for the 4 stages"),
-    (dict(variant="50", inner_act="mish"), "activation = 'mish'"),
+    (dict(variant="50", inner_act="xielu"), "activation = 'xielu'"),
   ):
     with pytest.raises(errors.InputError, match=says):
       resnet.build(**keywords)

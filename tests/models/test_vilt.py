@@ -36,19 +36,6 @@ def test_published_parameter_count():
   assert tree.count(nn.unbox(shapes)) == 111_595_008
 
 
-def test_stretch_is_linear_and_the_ends_meet():
-  rng = np.random.default_rng(0)
-  table = rng.normal(size=5)
-  weights = vilt._stretch(jnp.array([7, 3, 1, 5]), 7, 5)
-  got = np.einsum("bpg,g->bp", weights, table)
-  for row, count in enumerate((7, 3, 1, 5)):
-    at = np.linspace(0, 4, count) if count > 1 else [0.0]
-    want = np.interp(at, np.arange(5), table)
-    np.testing.assert_allclose(got[row, :count], want, atol=1e-5)
-    np.testing.assert_array_equal(got[row, count:], 0)
-  np.testing.assert_allclose(got[3, :5], table, atol=1e-6)
-
-
 @pytest.mark.slow
 def test_a_padded_image_is_the_image(encode):
   pixel_mask = jnp.zeros((2, 16, 12), jnp.int32).at[:, :8, :4].set(1)
@@ -88,7 +75,7 @@ def test_errors_name_the_field(key):
     (dict(variant="L/32"), "variant = 'L/32'"),
     (dict(grid=None), "grid not given"),
     (dict(remat="some"), "remat = 'some'"),
-    (dict(act="mish"), "activation = 'mish'"),
+    (dict(act="xielu"), "activation = 'xielu'"),
   ):
     with pytest.raises(errors.InputError, match=message):
       vilt.build(**vilt.TINY | change)

@@ -109,6 +109,12 @@ def test_class_token_reads_the_image(key, draw):
   assert np.abs(y[0] - y[1]).max() > 1e-3
 
 
+def test_patches_are_hidden_by_a_mask_token_only(key):
+  image = jax.random.normal(key, (2, 8, 8, 3))
+  with pytest.raises(errors.InputError, match="add mask_token = True"):
+    vit.build("mu/4").init(key, image, None, jnp.zeros((2, 4)))
+
+
 def test_crop_reads_whole_patches_only(key, draw):
   image = jax.random.normal(key, (2, 11, 9, 3))
   with pytest.raises(errors.InputError, match="patch = 4 does not divide"):
@@ -168,7 +174,7 @@ def test_registers_are_seen_but_not_pooled(key, draw):
 
 def test_tokens_without_positions_and_a_norm_after_the_pool(key, draw):
   model = vit.build(
-    "mu/4", class_token=True, token_posemb=False, norm_pooled=True
+    "mu/4", class_token=True, token_posemb=False, last_norm="pooled"
   )
   image = jax.random.normal(key, (2, 8, 8, 3))
   variables = draw(model, image)
@@ -229,6 +235,7 @@ def test_gated_blocks_and_bare_projections(key):
     (dict(variant="S/large"), "no number of pixels"),
     (dict(variant="S"), "patch not given"),
     (dict(variant="S/16", pool="gab"), "Did you mean 'gap'"),
+    (dict(variant="S/16", last_norm="all"), "last_norm"),
     (dict(variant="S/16", posemb="sincos"), "'sincos2d'"),
     (dict(variant="S/16", stem="convs"), "'conv'"),
     (dict(variant="S/16", remat="all"), "remat"),

@@ -34,9 +34,10 @@ def make() -> None:
     dict(
       layer_type="bottleneck",
       embedding_size=8,
-      hidden_sizes=[8, 12],
+      hidden_sizes=[8, 12, 8],
       width_factor=2,
-      depths=[2, 1],
+      depths=[2, 1, 2],
+      output_stride=8,
       num_groups=8,
       global_padding="same",
       embedding_dynamic_padding=True,

@@ -1,4 +1,4 @@
-"""BLIP of the hub: captions and answers with ids, and retrieval."""
+"""BLIP of the hub: captions and answers with ids, retrieval, contrast, texts."""
 
 import numpy as np
 from make_golden import hub_settings, images, redraw, save_hub
@@ -109,6 +109,54 @@ def make() -> None:
   both = outputs["1/image_embedding"] @ outputs["1/text_embedding"].T
   assert torch.allclose(both, cosine.itm_score, atol=1e-6)
   save_hub("blip_retrieval", model, inputs, outputs)
+
+  config = _config(16)
+  config.projection_dim = 12
+  config.text_config.num_hidden_layers = 1
+  config.vision_config.num_hidden_layers = 1
+  model = redraw(t.BlipModel(config), seed=54)
+  with torch.no_grad():
+    found = model(ids, pixels, attention_mask=mask)
+  save_hub(
+    "blip_contrastive",
+    model,
+    inputs,
+    {
+      "0": found.logits_per_image,
+      "1/image": found.vision_model_output.last_hidden_state,
+      "1/text": found.text_model_output.last_hidden_state,
+      "1/image_embedding": found.image_embeds,
+      "1/text_embedding": found.text_embeds,
+    },
+  )
+  _text(ids, mask)
+
+
+def _text(ids, mask) -> None:
+  """The text encoder alone, over a memory."""
+  import torch
+  from transformers import BlipTextModel
+
+  config = _config(24).text_config
+  config.hidden_act = "gelu_new"
+  model = redraw(BlipTextModel(config), seed=55)
+  memory = images((3, 5, 24), seed=55)
+  with torch.no_grad():
+    found = model(
+      ids,
+      attention_mask=mask,
+      encoder_hidden_states=torch.from_numpy(memory),
+    )
+  save_hub(
+    "blip_text",
+    model,
+    {
+      "tokens": TOKENS,
+      "mask": mask.numpy(),
+      "memory": memory,
+    },
+    {"0": found.pooler_output, "1/tokens": found.last_hidden_state},
+  )
 
 
 def _config(width: int):

@@ -1,4 +1,4 @@
-"""CLIP of the hub: quick GELU, and GELU with the end of text of old configs.
+"""CLIP of the hub: quick GELU, GELU with the end of text of old configs, classes.
 
 Texts have padding after their end, in which greater ids and a second end of
 text stand; the reference is asked with and without a mask of it.
@@ -31,6 +31,32 @@ def make() -> None:
   """Records the cases."""
   _case("clip_quick_gelu", TEXT, "quick_gelu", EOT, seed=3)
   _case("clip_gelu_legacy", LEGACY, "gelu", 2, seed=4)
+  _classes()
+
+
+def _classes() -> None:
+  import torch
+  from transformers import CLIPConfig, CLIPForImageClassification
+
+  config = CLIPConfig(
+    vision_config=dict(
+      hidden_size=12,
+      intermediate_size=20,
+      num_hidden_layers=1,
+      num_attention_heads=3,
+      image_size=24,
+      patch_size=8,
+      num_channels=1,
+      hidden_act="leaky_relu",
+    ),
+    num_labels=5,
+  )
+  model = redraw(CLIPForImageClassification(config), seed=52)
+  image = images((3, 24, 24, 1), seed=52)
+  pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
+  with torch.no_grad():
+    found = model(pixels)
+  save_hub("clip_classifier", model, {"image": image}, {"0": found.logits})
 
 
 def _case(name: str, text: np.ndarray, act: str, eos: int, seed: int) -> None:

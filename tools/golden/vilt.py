@@ -104,6 +104,24 @@ def make() -> None:
       attention_mask=torch.from_numpy(MASK),
       pixel_values=torch.from_numpy(pair.transpose(0, 1, 4, 2, 3).copy()),
     )
+  config = t.ViltConfig(
+    **SIZES | dict(num_hidden_layers=1),
+    num_labels=5,
+    qkv_bias=False,
+    hidden_act="relu6",
+  )
+  words = redraw(t.ViltForTokenClassification(config), seed=53)
+  base_words = run(words.vilt, inputs).last_hidden_state
+  save_hub(
+    "vilt_words",
+    words,
+    inputs,
+    {
+      "0": base_words[:, 0],
+      "1/tokens": base_words[:, : inputs["tokens"].shape[1]],
+      "1/classes": run(words, inputs).logits,
+    },
+  )
   save_hub(
     "vilt_pairs",
     model,

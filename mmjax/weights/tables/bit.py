@@ -70,12 +70,7 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     # The reference adds maps of two sizes there, and fails.
     raise errors.unknown("config.json global_padding", padding, PADDINGS)
   depths, first = config["depths"], config["layer_type"] == "preactivation"
-  if config["output_stride"] < 2 ** (len(depths) + 1):
-    raise errors.InputError(
-      f"config.json output_stride = {config['output_stride']}: the "
-      f"{len(depths)} stages halve the image to 1/{2 ** (len(depths) + 1)}, and "
-      "dilated convolutions in place of strides are not known."
-    )
+  strides, dilations = _strides(len(depths), config["output_stride"])
   widths = [_by_8(n * config["width_factor"]) for n in config["hidden_sizes"]]
   parts: list[residual.Part] = []
   for i in (1, 2, 3):
@@ -108,6 +103,9 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
       stem=config["embedding_size"],
       widths=widths,
       inner=[_by_8(n / 4) for n in widths],
+      strides=strides,
+      # The reference's layers of the first kind take no dilation.
+      dilations=None if first else dilations,
       groups=config["num_groups"],
       norms_first=first,
       padding=PADDINGS[padding],
@@ -119,6 +117,26 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     rules=rules,
     config=checkpoint.config,
   )
+
+
+def _strides(
+  stages: int, output_stride: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+  """Returns stride and dilations of each stage, as the reference.
+
+  Stages halve the image until it is 1/output_stride; where those after that do
+  not stride, their filters span more.
+  """
+  strides, dilations, reached, dilation = [], [], 4, 1
+  for i in range(stages):
+    stride = 2 if i else 1
+    if reached >= output_stride:
+      dilation, stride = dilation * stride, 1
+    reached *= stride
+    strides.append(stride)
+    # The first block of a stage spans 2 at most.
+    dilations.append((1 if dilation < 3 else 2, dilation))
+  return strides, dilations
 
 
 def _by_8(channels: float) -> int:

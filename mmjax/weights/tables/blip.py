@@ -1,8 +1,9 @@
-"""BLIP of the hub: captions, answers, retrieval (model_type "blip").
+"""BLIP of the hub: captions, answers, retrieval, and its encoders.
 
-"BLIP: bootstrapping language-image pre-training", Li et al. 2022. Which of the
-three it is, the tensors say. The reference's defaults are not what the
-released weights were trained with: we follow the config, and warn.
+"BLIP: bootstrapping language-image pre-training", Li et al. 2022. Which it is
+of model_type "blip", the tensors say; an image or text encoder alone has a
+model_type of its own. The reference's defaults are not what the released
+weights were trained with: we follow the config, and warn.
 """
 
 import warnings
@@ -16,7 +17,7 @@ from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
 from mmjax.weights.tables import hub
 
-MODEL_TYPES = ("blip",)
+MODEL_TYPES = ("blip", "blip_vision_model", "blip_text_model")
 
 # What files may leave out.
 IMAGE = dict(
@@ -35,46 +36,71 @@ TEXT = dict(
   intermediate_size=3072,
   num_hidden_layers=12,
   num_attention_heads=8,
+  encoder_hidden_size=768,
   max_position_embeddings=512,
   hidden_act="gelu",
   layer_norm_eps=1e-12,
 )
-EMBED_DIM = 256
+EMBED_DIM, PROJECTION_DIM = 256, 512
 HEAD = "text_decoder.cls.predictions.decoder.weight"
 # Width -> heads, of BERT and ViT of the sizes that were released.
 RELEASED_HEADS = {768: 12, 1024: 16}
-RELEASED_EPSILON = 1e-6
+RELEASED_IMAGE = {"layer_norm_eps": 1e-6}
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
   """Returns the recipe of a BLIP, or None for any other checkpoint.
 
   Raises:
-    InputError: a config value that we cannot follow, or a BLIP without
-      cross-attention.
+    InputError: a config value that we cannot follow, or a BLIP of no task.
   """
   config = checkpoint.config
-  if config.get("model_type") not in MODEL_TYPES:
+  kind = config.get("model_type")
+  if kind not in MODEL_TYPES:
     return None
+  if kind == "blip_vision_model":
+    return _image_alone(checkpoint)
+  if kind == "blip_text_model":
+    return _text_alone(checkpoint)
   image = hub.part(config, "vision_config", IMAGE)
   text = hub.part(config, "text_config", TEXT)
-  _warn(image, text)
+  _warn(text, "text_config.")
+  _warn(image, "vision_config.", **RELEASED_IMAGE)
   task = _task(checkpoint)
-  if HEAD in checkpoint.tensors:
-    # Else, or if either config ties them, it is the table of embeddings.
-    if not config.get("tie_word_embeddings", True):
-      hub.fixed(text, {"tie_word_embeddings": True}, "text_config")
+  # Without a tensor, or if either config ties them, the head is the table of
+  # embeddings.
+  tied = HEAD not in checkpoint.tensors or any(
+    part.get("tie_word_embeddings", True) for part in (config, text)
+  )
   heads, length = text["num_attention_heads"], text["max_position_embeddings"]
   inputs = {
     "image": hub.image_input(image),
     "tokens": ((1, min(length, 4)), "int32"),
   }
+  ignore, keep = [r"\.position_ids$"], []
+  embed_dim = config.get("image_text_hidden_size") or EMBED_DIM
   rules = rename.under("image/", "vision_model.", _image(image))
-  if task != "caption":
+  if task in ("answer", "retrieval"):
     rules += rename.under("encoder/", "text_encoder.", _text(heads))
-  if task != "retrieval":
+  if task in ("caption", "answer"):
+    predictions = "text_decoder.cls.predictions."
     rules += rename.under("decoder/", "text_decoder.bert.", _text(heads))
-    rules += rename.under("decoder/", "text_decoder.cls.predictions.", _head())
+    rules += rename.under("decoder/", predictions, _head(tied))
+    if tied:  # the head's matrix is the table, and its bias is there twice
+      ignore.append(r"cls\.predictions\.decoder\.(weight|bias)$")
+    else:  # the reference reads the bias of its linear layer
+      keep.append(r"cls\.predictions\.bias$")
+  elif task == "contrastive":
+    embed_dim = config.get("projection_dim") or PROJECTION_DIM
+    rules += rename.under("encoder/", "text_model.", _text(heads, cross=False))
+    rules += [
+      *hub.linear("pooler/dense", "text_model.pooler.dense"),
+      *hub.linear("image_projection", "visual_projection", bias=False),
+      *hub.linear("text_projection", "text_projection", bias=False),
+      Rule("log_t", "logit_scale"),
+    ]
+    # What reads texts over images is none of its outputs.
+    keep.append(r"\.crossattention\.")
   else:
     rules += hub.linear("image_projection", "vision_proj")
     rules += hub.linear("text_projection", "text_proj")
@@ -90,20 +116,70 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
         name="vit",
         **hub.sizes(image, "vision_config", patches=True),
         pool="tok",
+        last_norm="both" if task == "contrastive" else "tokens",
       ),
       **hub.sizes(text, "text_config"),
       vocab_size=text["vocab_size"],
       length=length,
-      embed_dim=config.get("image_text_hidden_size") or EMBED_DIM,
+      embed_dim=embed_dim,
+      tied=tied,
     ),
     inputs=inputs,
     rules=rules,
     config=config,
-    ignore=(
-      r"\.position_ids$",
-      # The head's matrix is the table of embeddings, and its bias is twice.
-      r"cls\.predictions\.decoder\.(weight|bias)$",
+    ignore=ignore,
+    keep=keep,
+  )
+
+
+def _image_alone(checkpoint: Checkpoint) -> Recipe:
+  config = {**IMAGE, **checkpoint.config}
+  _warn(config, "", **RELEASED_IMAGE)
+  prefix = hub.prefix(checkpoint, "vision_model.")
+  return Recipe(
+    table="blip",
+    model=dict(
+      name="vit",
+      **hub.sizes(config, patches=True),
+      pool="tok",
+      last_norm="both",
     ),
+    inputs={"image": hub.image_input(config)},
+    rules=rename.under("", prefix, _image(config)),
+    config=checkpoint.config,
+  )
+
+
+def _text_alone(checkpoint: Checkpoint) -> Recipe:
+  config = {**TEXT, **checkpoint.config}
+  _warn(config, "")
+  prefix = hub.prefix(checkpoint, "text_model.")
+  cross = any(".crossattention." in n for n in checkpoint.tensors)
+  pooler = f"{prefix}pooler.dense.weight" in checkpoint.tensors
+  heads, length = (
+    config["num_attention_heads"],
+    config["max_position_embeddings"],
+  )
+  inputs: dict[str, Any] = {"tokens": ((1, min(length, 4)), "int32")}
+  if cross:
+    inputs["memory"] = ((1, 1, config["encoder_hidden_size"]), "float32")
+  rules = rename.under("encoder/", prefix, _text(heads, cross=cross))
+  if pooler:
+    rules += hub.linear("pooler/dense", f"{prefix}pooler.dense")
+  return Recipe(
+    table="blip",
+    model=dict(
+      name="blip_text",
+      **hub.sizes(config),
+      vocab_size=config["vocab_size"],
+      length=length,
+      cross=cross,
+      pooler=pooler,
+    ),
+    inputs=inputs,
+    rules=rules,
+    config=checkpoint.config,
+    ignore=(r"position_ids$",),
   )
 
 
@@ -114,40 +190,32 @@ def _task(checkpoint: Checkpoint) -> str:
     return "answer" if answers else "caption"
   if "itm_head.weight" in names:
     return "retrieval"
+  if "logit_scale" in names:
+    return "contrastive"
   raise errors.InputError(
-    f"weights path = {str(checkpoint.path)!r}: a BLIP without text_decoder and "
-    "itm_head; give one of BlipForConditionalGeneration, "
-    "BlipForQuestionAnswering or BlipForImageTextRetrieval."
+    f"weights path = {str(checkpoint.path)!r}: a BLIP without text_decoder, "
+    "itm_head and logit_scale; give one of BlipForConditionalGeneration, "
+    "BlipForQuestionAnswering, BlipForImageTextRetrieval or BlipModel."
   )
 
 
-def _warn(image: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-  """Warns of defaults that are not those of the released weights."""
-  for part, field, value, released in (
-    (
-      "text_config",
-      "num_attention_heads",
-      text["num_attention_heads"],
-      RELEASED_HEADS.get(text["hidden_size"]),
-    ),
-    (
-      "vision_config",
-      "num_attention_heads",
-      image["num_attention_heads"],
-      RELEASED_HEADS.get(image["hidden_size"]),
-    ),
-    (
-      "vision_config",
-      "layer_norm_eps",
-      image["layer_norm_eps"],
-      RELEASED_EPSILON if image["hidden_size"] in RELEASED_HEADS else None,
-    ),
-  ):
-    if released is not None and value != released:
+def _warn(config: Mapping[str, Any], part: str, **released: float) -> None:
+  """Warns of defaults that are not those of the released weights.
+
+  Args:
+    config: of an encoder.
+    part: what the names of its fields begin with.
+    **released: fields, and their values; the heads of its width are known.
+  """
+  heads = RELEASED_HEADS.get(config["hidden_size"])
+  if heads is None:
+    return
+  for field, value in {"num_attention_heads": heads, **released}.items():
+    if config[field] != value:
       warnings.warn(
-        f"config.json {part}.{field} = {value!r} (stated, or the reference's "
-        f"default), but BLIP of this width was trained with {released!r}; "
-        "write it into config.json unless this model is another.",
+        f"config.json {part}{field} = {config[field]!r} (stated, or the "
+        f"reference's default), but BLIP of this width was trained with "
+        f"{value!r}; write it into config.json unless this model is another.",
         stacklevel=4,
       )
 
@@ -190,7 +258,7 @@ def _image(config: Mapping[str, Any]) -> list[Rule]:
   return rules
 
 
-def _text(heads: int) -> list[Rule]:
+def _text(heads: int, *, cross: bool = True) -> list[Rule]:
   ours, block, e = "blocks/blocks", "encoder.layer.{n}.", "embeddings."
   rules = [
     Rule("embedding/table", f"{e}word_embeddings.weight"),
@@ -200,10 +268,10 @@ def _text(heads: int) -> list[Rule]:
     *hub.linear(f"{ours}/mlp/down", f"{block}output.dense"),
     *hub.norm(f"{ours}/norm2", f"{block}output.LayerNorm"),
   ]
-  for name, norm, theirs in (
-    ("attention", "norm1", f"{block}attention."),
-    ("cross", "norm_cross", f"{block}crossattention."),
-  ):
+  kinds = [("attention", "norm1", f"{block}attention.")]
+  if cross:
+    kinds.append(("cross", "norm_cross", f"{block}crossattention."))
+  for name, norm, theirs in kinds:
     rules += hub.attention(
       f"{ours}/{name}",
       [f"{theirs}self.{x}" for x in ("query", "key", "value")],
@@ -214,9 +282,15 @@ def _text(heads: int) -> list[Rule]:
   return rules
 
 
-def _head() -> list[Rule]:
+def _head(tied: bool) -> list[Rule]:
+  words = [Rule("bias", "bias")]
+  if not tied:
+    words = [
+      Rule("words", "decoder.weight", rename.LINEAR),
+      Rule("bias", "decoder.bias"),
+    ]
   return [
     *hub.linear("transform", "transform.dense"),
     *hub.norm("head_norm", "transform.LayerNorm"),
-    Rule("bias", "bias"),
+    *words,
   ]

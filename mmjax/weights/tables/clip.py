@@ -1,7 +1,8 @@
 """CLIP with a ViT, in the model hub's layout (model_type "clip").
 
 An image or text encoder alone ("clip_vision_model", "clip_text_model") may
-have its projection, and has names with or without a prefix.
+have its projection, and has names with or without a prefix. A file of model_type
+"clip" without a text encoder is an image classifier.
 
 "Learning transferable visual models from natural language supervision",
 Radford et al. 2021. The scale of the logits has no upper limit here: it binds
@@ -77,6 +78,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     )
   if kind not in MODEL_TYPES:
     return None
+  if hub.image_only(checkpoint):
+    return _classes(checkpoint)
   return _both(config)
 
 
@@ -104,6 +107,30 @@ def _both(config: Mapping[str, Any]) -> Recipe:
     config=config,
     texts={"text": text["max_position_embeddings"]},
     ignore=(r"\.position_ids$",),
+  )
+
+
+def _classes(checkpoint: Checkpoint) -> Recipe:
+  """Returns the recipe of an image classifier, by the mean of all patches."""
+  image = _part(checkpoint.config, "vision_config", IMAGE)
+  weight = checkpoint.shapes.get("classifier.weight")
+  head = [] if weight is None else hub.linear("head", "classifier")
+  # Neither the class token nor the last norm is read.
+  rules = [r for r in _image(image) if not r.ours.startswith("norm/")]
+  return Recipe(
+    table="clip",
+    model={
+      **_image_model(image, "vision_config"),
+      "pool": "gap",
+      "class_token": True,
+      "last_norm": "none",
+      "num_classes": None if weight is None else weight[0],
+    },
+    inputs={"image": hub.image_input(image)},
+    rules=[*rename.under("", "vision_model.", rules), *head],
+    config=checkpoint.config,
+    ignore=(r"position_ids$",),
+    keep=(r"^vision_model\.post_layernorm\.",),
   )
 
 

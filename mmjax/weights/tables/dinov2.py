@@ -86,6 +86,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   if kind == "dinov2_with_registers":
     registers = config.get("num_register_tokens", 4)
   classes = hub_vit.classes(shapes, "classifier")
+  classifier = classes is not None or hub_vit.named(
+    checkpoint, "ForImageClassification"
+  )
   sizes = hub.sizes(
     recipe.Config({**config, "intermediate_size": mlp}, checkpoint.path),
     patches=True,
@@ -118,7 +121,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       name="vit",
       **sizes,
       num_classes=classes,
-      pool="tok" if classes is None else "tok_gap",
+      pool="tok_gap" if classifier else "tok",
       registers=registers,
       gated=gated,
       qkv_bias=qkv_bias,

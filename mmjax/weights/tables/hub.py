@@ -12,19 +12,30 @@ from mmjax.weights import rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.rename import LINEAR, Rule
 
-# Their name of an activation -> ours: their "gelu" is the exact one.
+# Their name of an activation -> ours: their "gelu" is the exact one. Theirs of
+# "prelu" and "xielu" are missing, which have parameters.
 ACTS = {
   "gelu": "gelu_exact",
+  "gelu_10": "gelu_clipped",
   "gelu_python": "gelu_exact",
   "gelu_new": "gelu",
   "gelu_fast": "gelu",
   "gelu_accurate": "gelu",
   "gelu_pytorch_tanh": "gelu",
   "gelu_python_tanh": "gelu",
+  "hardswish": "hard_silu",
+  "laplace": "laplace",
+  "leaky_relu": "leaky_relu",
+  "linear": "linear",
+  "mish": "mish",
   "quick_gelu": "quick_gelu",
   "relu": "relu",
+  "relu2": "relu_squared",
+  "relu6": "relu6",
+  "sigmoid": "sigmoid",
   "silu": "silu",
   "swish": "silu",
+  "tanh": "tanh",
 }
 
 
@@ -278,6 +289,13 @@ def image_input(config: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
 def prefix(checkpoint: Checkpoint, name: str) -> str:
   """Returns what the names of a model begin with: a bare one has no prefix."""
   return name if any(n.startswith(name) for n in checkpoint.shapes) else ""
+
+
+def image_only(checkpoint: Checkpoint) -> bool:
+  """Has this CLIP or SigLIP no text encoder, so that it classifies images?"""
+  names = checkpoint.tensors
+  seen = any(n.startswith("vision_model.") for n in names)
+  return seen and not any(n.startswith("text_model.") for n in names)
 
 
 def check_heads(heads: int, width: int, names: tuple[str, str]) -> None:

@@ -64,6 +64,19 @@ def prefix(shapes: Mapping[str, Any], name: str) -> str:
   return f"{name}." if any(n.startswith(f"{name}.") for n in shapes) else ""
 
 
+def named(checkpoint: Checkpoint, ending: str) -> bool:
+  """Does the config name a class of this ending?
+
+  Classifiers of no labels have no head: only their class says what they read.
+
+  Args:
+    checkpoint: with its config's "architectures".
+    ending: of the class in transformers, "ForImageClassification".
+  """
+  found = checkpoint.config.get("architectures") or ()
+  return any(name.endswith(ending) for name in found)
+
+
 def classes(shapes: Mapping[str, Any], head: str) -> int | None:
   """Returns the number of rows of a head, or None where there is none."""
   weight = shapes.get(f"{head}.weight")

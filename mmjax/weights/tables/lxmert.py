@@ -14,7 +14,7 @@ from mmjax import errors
 from mmjax.weights import recipe
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
-from mmjax.weights.rename import Rule
+from mmjax.weights.rename import LINEAR, Rule
 from mmjax.weights.tables import bert_layers, hub
 
 MODEL_TYPES = ("lxmert",)
@@ -39,6 +39,12 @@ DEFAULTS = dict(
 # The reference takes no notice of an epsilon.
 FIXED = {"layer_norm_eps": 1e-12, "position_embedding_type": "absolute"}
 HEAD_DIM = 64
+# Keyword of the model -> its head, and theirs.
+REGION_HEADS = {
+  "objects": ("objects_head", "obj"),
+  "attributes": ("attributes_head", "attr"),
+  "predict_features": ("features_head", "feat"),
+}
 _CROSS = "encoder.x_layers.0.visual_attention.att.query.weight"
 
 
@@ -69,8 +75,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     "answers": f"{answers}0.weight",
   }
   there = {name for name, tensor in heads.items() if tensor in names}
-  if "masked_words" in there:
-    hub.fixed(config, {"tie_word_embeddings": True})
+  decoder = f"{root}cls.predictions.decoder.weight"
+  tied = config.get("tie_word_embeddings", True) or decoder not in names
   classes = {
     "objects": "num_object_labels",
     "attributes": "num_attr_labels",
@@ -95,6 +101,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       types=config["type_vocab_size"],
       box=config["visual_pos_dim"],
       act=hub.act(config),
+      tied=tied,
       # As the reference: all tokens are seen if no mask is given.
       mask_pad=False,
       **parts,
@@ -104,13 +111,19 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       "features": ((1, 36, config["visual_feat_dim"]), "float32"),
       "boxes": ((1, 36, config["visual_pos_dim"]), "float32"),
     },
-    rules=_rules(config, names, prefix, root, answers, there),
+    rules=[
+      *_rules(config, names, prefix, root, answers, there),
+      *([] if tied else [Rule("masked_words/kernel", decoder, LINEAR)]),
+    ],
     config=fields,
     texts={"tokens": config["max_position_embeddings"]},
     ignore=(
       r"embeddings\.position_ids$",
-      r"cls\.predictions\.decoder\.weight$",  # a copy of the embedding
+      # A copy of the embedding.
+      *([r"cls\.predictions\.decoder\.weight$"] if tied else []),
     ),
+    # Before heads over regions of which there are none.
+    keep=() if there & REGION_HEADS.keys() else (r"obj_predict_head\.",),
   )
 
 
@@ -196,16 +209,11 @@ def _rules(
   if "matched" in there:
     rules += hub.linear("matched", f"{root}cls.seq_relationship")
   head = f"{root}obj_predict_head."
-  decoders = {
-    "objects": ("objects_head", "obj"),
-    "attributes": ("attributes_head", "attr"),
-    "predict_features": ("features_head", "feat"),
-  }
-  if there & decoders.keys():
+  if there & REGION_HEADS.keys():
     rules += bert_layers.transform(
       "region_transform", f"{head}transform", leaves
     )
-  for name, (ours, theirs) in decoders.items():
+  for name, (ours, theirs) in REGION_HEADS.items():
     if name in there:
       rules += hub.linear(ours, f"{head}decoder_dict.{theirs}")
   if "answers" in there:

@@ -14,6 +14,7 @@ from mmjax import errors
 from mmjax.weights import recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
+from mmjax.weights.rename import Rule
 from mmjax.weights.tables import gemma, gemma2, hub, siglip
 
 MODEL_TYPES = ("paligemma",)
@@ -63,13 +64,20 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   towers = _prefix(checkpoint, "embeddings.patch_embedding.weight")
   projector = _prefix(checkpoint, "multi_modal_projector.linear.weight")
   words = _prefix(checkpoint, "embed_tokens.weight")
+  head = []
+  heads = _prefix(checkpoint, "lm_head.weight")
+  own = f"{heads}lm_head.weight" in checkpoint.tensors
+  if own and config.get("tie_word_embeddings") is False:
+    head.append(Rule("language/head", f"{heads}lm_head.weight", rename.LINEAR))
   return Recipe(
     table="paligemma",
     model=dict(
       name="paligemma",
       image=siglip.image_model(image, False, "vision_config"),
       language=dict(
-        name="decoder_lm", **table.keywords(language, "text_config")
+        name="decoder_lm",
+        **table.keywords(language, "text_config"),
+        tied=not head,
       ),
     ),
     inputs={"image": hub.image_input(image), "tokens": ((1, 2), "int32")},
@@ -77,13 +85,15 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       *rename.under("image/", towers, siglip.image_rules(image, False)),
       *hub.linear("projection", f"{projector}multi_modal_projector.linear"),
       *rename.under("language/", words, table.rules(language)),
+      *head,
     ],
     config=config,
     prompts={"tokens": "suffix"},
     ignore=(
       r"\.position_ids$",
       r"rotary_emb\.inv_freq$",
-      r"(^|\.)lm_head\.weight$",  # a copy of the embeddings
+      # A copy of the embeddings.
+      *([] if head else [r"(^|\.)lm_head\.weight$"]),
     ),
     keep=(r"vision_tower\.(vision_model\.)?head\.",),
   )
@@ -101,16 +111,6 @@ def _check(
   kind, known = image.get("model_type", IMAGES[0]), IMAGES
   if kind not in known:
     raise errors.unknown("config.json vision_config.model_type", kind, known)
-  for where, value in (
-    ("tie_word_embeddings", config.get("tie_word_embeddings", True)),
-    ("text_config.tie_word_embeddings", text["tie_word_embeddings"]),
-  ):
-    if value is False:
-      raise errors.InputError(
-        f"config.json {where} = False: PaliGemma's head is the table of "
-        "embeddings; a head of its own cannot be loaded. Write true if it is "
-        "the same."
-      )
   if text.get("model_type") == "gemma2":
     return
   for name in ("final_logit_softcapping", "sliding_window"):

@@ -58,7 +58,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   config = checkpoint.config
   for kind, flexible in MODEL_TYPES.items():
     if config.get("model_type") == kind:
-      if "classifier.weight" in checkpoint.tensors:
+      if hub.image_only(checkpoint):
         return _classes(checkpoint, flexible)
       return _both(config, flexible)
     if config.get("model_type") == f"{kind}_vision_model":
@@ -116,14 +116,19 @@ def _classes(checkpoint: Checkpoint, flexible: bool) -> Recipe:
   config = hub.part(checkpoint.config, "vision_config", IMAGE)
   config["vision_use_head"] = False  # its pooling head is not read
   model = image_model(config, flexible, "vision_config")
-  classes = checkpoint.shapes["classifier.weight"][0]
+  weight = checkpoint.shapes.get("classifier.weight")
+  head = [] if weight is None else hub.linear("head", "classifier")
   return Recipe(
     table="siglip",
-    model={**model, "pool": "gap", "num_classes": classes},
+    model={
+      **model,
+      "pool": "gap",
+      "num_classes": None if weight is None else weight[0],
+    },
     inputs=_image_inputs(config, flexible),
     rules=[
       *rename.under("", "vision_model.", image_rules(config, flexible)),
-      *hub.linear("head", "classifier"),
+      *head,
     ],
     config=checkpoint.config,
     ignore=(r"position_ids$",),

@@ -75,7 +75,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     registers=registers,
     token_posemb=placed > 0,
     pre_norm=pre_norm,
-    norm_pooled=pooled,
+    last_norm="pooled" if pooled else "tokens",
     act=_act(config, arguments, gated),
     gated=gated,
     qkv_bias=qkv_bias,

@@ -1,4 +1,4 @@
-"""ViLT of the model hub: bare, with words, with answers, for retrieval."""
+"""ViLT of the model hub: bare, with words, answers, classes, for retrieval."""
 
 from typing import Any
 
@@ -30,7 +30,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   if checkpoint.config.get("model_type") not in MODEL_TYPES:
     return None
   config = recipe.Config({**DEFAULTS, **checkpoint.config}, checkpoint.path)
-  hub.fixed(config, {"qkv_bias": True, "tie_word_embeddings": True})
+  # The reference ties the head of words, whatever the config says.
+  qkv_bias = config["qkv_bias"]
   for name in ("image_size", "patch_size"):
     if not isinstance(config[name], int):
       raise errors.InputError(
@@ -45,7 +46,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   ]
   classes = checkpoint.shapes.get("classifier.3.weight", (None,))[0]
   # The head over answers reads what is pooled of one image, or of several.
-  _, pooled = checkpoint.shapes.get("classifier.0.weight", (0, 0))
+  up, pooled = checkpoint.shapes.get("classifier.0.weight", (None, 0))
+  of_words = checkpoint.shapes.get("classifier.weight", (None,))[0]
+  pooler = f"{prefix}pooler.dense.weight" in names
   images = max(1, pooled // config["hidden_size"])
   matched = "rank_output.weight" in names
   grid = config["image_size"] // config["patch_size"]
@@ -61,7 +64,11 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     modalities=config["modality_type_vocab_size"],
     masked_words=bool(biases),
     answers=classes,
+    answers_width=up,
     matched=matched,
+    classes=of_words,
+    pooler=pooler,
+    biases="qkvo" if qkv_bias else "o",
     images=images,
     max_patches=config["max_image_length"]
     if (config["max_image_length"] or -1) > 0
@@ -69,7 +76,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     # As the reference: all tokens are seen if no mask is given.
     mask_pad=False,
   )
-  rules = _encoder(prefix, sizes["width"], sizes["heads"], grid)
+  rules = _encoder(prefix, sizes["width"], sizes["heads"], grid, qkv_bias)
+  if pooler:
+    rules += hub.linear("pooler/dense", f"{prefix}pooler.dense")
   if biases:
     rules += [
       *bert_layers.transform("masked_words/transform", "mlm_score.transform"),
@@ -83,6 +92,8 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     ]
   if matched:
     rules += hub.linear("matched", "rank_output")
+  if of_words is not None:
+    rules += hub.linear("classes_head", "classifier")
   return Recipe(
     table="vilt",
     model=model,
@@ -109,9 +120,10 @@ def _image(config: recipe.Config, images: int) -> tuple[tuple[int, ...], str]:
   return (1, *([images] if images > 1 else []), *shape), dtype
 
 
-def _encoder(prefix: str, width: int, heads: int, grid: int) -> list[Rule]:
+def _encoder(
+  prefix: str, width: int, heads: int, grid: int, qkv_bias: bool
+) -> list[Rule]:
   e, block = f"{prefix}embeddings.", f"{prefix}encoder.layer.{{n}}."
-  ours = "encoder/blocks/"
   positions = f"{e}position_embeddings"
   return [
     *bert_layers.embeddings("embed", f"{e}text_embeddings"),
@@ -135,16 +147,6 @@ def _encoder(prefix: str, width: int, heads: int, grid: int) -> list[Rule]:
       rename.CONV2D,
     ),
     Rule("embedding/bias", f"{e}patch_embeddings.projection.bias"),
-    *hub.norm(f"{ours}norm1", f"{block}layernorm_before"),
-    *hub.norm(f"{ours}norm2", f"{block}layernorm_after"),
-    *hub.attention(
-      f"{ours}attention",
-      [f"{block}attention.attention.{n}" for n in ("query", "key", "value")],
-      f"{block}attention.output.dense",
-      heads,
-    ),
-    *hub.linear(f"{ours}mlp/up", f"{block}intermediate.dense"),
-    *hub.linear(f"{ours}mlp/down", f"{block}output.dense"),
+    *hub_vit.blocks(block, heads, qkv_bias=qkv_bias),
     *hub.norm("norm", f"{prefix}layernorm"),
-    *hub.linear("pooler/dense", f"{prefix}pooler.dense"),
   ]

@@ -5,15 +5,23 @@ Google's files (github google-research/vision_transformer, big_vision) stand in
 """
 
 import math
+from typing import Any
 
 from mmjax import errors
-from mmjax.weights import rename
+from mmjax.weights import recipe, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import SAME, Rule
 from mmjax.weights.tables import hub, hub_vit
 
 MODEL_TYPES = ("vit", "deit")
+# What files may leave out.
+DEFAULTS = dict(
+  **hub_vit.DEFAULTS,
+  encoder_stride=16,
+  pooler_act="tanh",
+  pooler_output_size=None,
+)
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -26,7 +34,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
 
 
 def _hub(checkpoint: Checkpoint) -> Recipe:
-  config = hub_vit.fields(checkpoint)
+  config = hub_vit.fields(checkpoint, DEFAULTS)
   shapes = checkpoint.shapes
   kind = config["model_type"]
   hub_vit.check(config)
@@ -36,6 +44,7 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
   tokens = ("cls", "distilled") if kind == "deit" else ("cls",)
   # DeiT with a teacher has a head for each of the two tokens.
   pair = "distillation_classifier.weight" in shapes
+  teacher = kind == "deit" and hub_vit.named(checkpoint, "WithTeacher")
   head = "cls_classifier" if pair else "classifier"
   classes = hub_vit.classes(shapes, head)
   rules = [
@@ -45,9 +54,19 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     *hub_vit.blocks(f"{prefix}encoder.layer.{{n}}.", heads, qkv_bias=qkv_bias),
     *hub.norm("norm", f"{prefix}layernorm"),
   ]
-  pooler = f"{prefix}pooler.dense.weight" in shapes
-  if pooler:
-    hub.fixed(config, {"pooler_act": "tanh", "pooler_output_size": width})
+  encoder: dict[str, Any] = dict(
+    **hub.sizes(config, patches=True),
+    distilled=kind == "deit",
+    qkv_bias=qkv_bias,
+  )
+  if "decoder.0.weight" in shapes:
+    return _masked(checkpoint, config, encoder, f"{prefix}embeddings.", rules)
+  if f"{prefix}pooler.dense.weight" in shapes:
+    encoder.update(
+      pooler=True,
+      pooler_act=hub.act(config, field="pooler_act"),
+      pooler_width=config["pooler_output_size"] or width,
+    )
     rules += hub.linear("pooler/dense", f"{prefix}pooler.dense")
   if classes is not None:
     rules += hub.linear("head", head)
@@ -57,17 +76,61 @@ def _hub(checkpoint: Checkpoint) -> Recipe:
     table="vit",
     model=dict(
       name="vit",
-      **hub.sizes(config, patches=True),
+      **encoder,
       num_classes=classes,
-      pool="pair" if pair else "tok",
-      distilled=kind == "deit",
-      qkv_bias=qkv_bias,
-      pooler=pooler,
+      pool="pair" if pair or teacher else "tok",
     ),
     inputs={"image": hub.image_input(config)},
     rules=rules,
     config=checkpoint.config,
     keep=(r"mask_token$",),
+  )
+
+
+def _masked(
+  checkpoint: Checkpoint,
+  config: recipe.Config,
+  encoder: dict[str, Any],
+  embeddings: str,
+  rules: list[Rule],
+) -> Recipe:
+  """Returns the recipe of one that paints pixels: a mask token and a decoder.
+
+  Args:
+    checkpoint: that holds it.
+    config: of it, with all its values.
+    encoder: keywords of `models.vit`.
+    embeddings: their prefix of the embeddings.
+    rules: of the encoder, without its mask token.
+  """
+  width, channels = config["hidden_size"], config["num_channels"]
+  square = config["encoder_stride"]
+  op = rename.reshape((width,), (1, 1, width))
+  image, kind = hub.image_input(config)
+  rows, columns = hub.grid(config)
+  return Recipe(
+    table="vit",
+    model=dict(
+      name="masked_image", encoder=encoder, square=square, channels=channels
+    ),
+    inputs={
+      "image": (image, kind),
+      "hidden": ((1, rows * columns), "int32"),
+    },
+    rules=[
+      *rename.under("encoder/", "", rules),
+      Rule("encoder/mask/token", f"{embeddings}mask_token", op),
+      # A 1x1 convolution [O D 1 1].
+      Rule(
+        "paint/kernel",
+        "decoder.0.weight",
+        rename.chain(
+          rename.reshape((-1, width), (-1, width, 1, 1)), rename.LINEAR
+        ),
+      ),
+      Rule("paint/bias", "decoder.0.bias"),
+    ],
+    config=checkpoint.config,
   )
 
 

@@ -58,7 +58,7 @@ def test_the_front_end_comes_from_the_preprocessor(recorded, tmp_path):
   [
     ("time_stride", 4, "position_embeddings.* of another shape"),
     ("num_mel_bins", 5, "patch_size = 6: larger than num_mel_bins = 5"),
-    ("hidden_act", "mish", "hidden_act = 'mish'"),
+    ("hidden_act", "xielu", "hidden_act = 'xielu'"),
   ],
 )
 def test_values_that_contradict_are_named(recorded, field, value, words):

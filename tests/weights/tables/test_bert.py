@@ -98,7 +98,7 @@ def test_padding_of_roberta_decides_its_positions(recorded):
 @pytest.mark.parametrize(
   "name, field, value",
   [
-    ("bert_encoder", "hidden_act", "mish"),
+    ("bert_encoder", "hidden_act", "xielu"),
     ("bert_encoder", "position_embedding_type", "relative_key"),
     ("bert_encoder", "add_cross_attention", True),
     ("bert_encoder", "pruned_heads", {"0": [1]}),

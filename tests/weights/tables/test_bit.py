@@ -92,11 +92,32 @@ def test_what_is_not_known_is_refused_by_name(declared):
   for field, value in (
     ("layer_type", "basic"),
     ("global_padding", "VALID"),
-    ("hidden_act", "mish"),
-    ("output_stride", 16),
+    ("hidden_act", "xielu"),
   ):
     with pytest.raises(errors.InputError, match=f"{field} = '?{value}"):
       declared(R50 | {field: value})
+
+
+@pytest.mark.parametrize(
+  "output_stride, strides, dilations",
+  [
+    (32, [1, 2, 2, 2], [(1, 1)] * 4),
+    (16, [1, 2, 2, 1], [(1, 1)] * 3 + [(1, 2)]),
+    (8, [1, 2, 1, 1], [(1, 1), (1, 1), (1, 2), (2, 4)]),
+    (2, [1, 1, 1, 1], [(1, 1), (1, 2), (2, 4), (2, 8)]),
+  ],
+)
+def test_an_output_stride_takes_strides_away(
+  declared, output_stride, strides, dilations
+):
+  config = R50 | {"output_stride": output_stride, "layer_type": "bottleneck"}
+  recipe, _ = declared(config)
+  assert recipe.model["strides"] == strides
+  assert recipe.model["dilations"] == dilations
+  # The reference's other layers stride less, but span no more.
+  recipe, _ = declared(config | {"layer_type": "preactivation"})
+  assert recipe.model["strides"] == strides
+  assert recipe.model["dilations"] is None
 
 
 @pytest.mark.parametrize("squeezed", [False, True])

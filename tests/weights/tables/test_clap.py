@@ -77,9 +77,9 @@ def test_the_front_end_comes_from_the_preprocessor():
     (audio(patch_embed_input_channels=2), "patch_embed_input_channels = 2"),
     (audio(flatten_patch_embeds=False), "flatten_patch_embeds = False"),
     (audio(patch_stride=[4, 2]), r"audio_config.patch_stride = \[4, 2\]"),
-    (audio(hidden_act="mish"), "audio_config.hidden_act = 'mish'"),
+    (audio(hidden_act="xielu"), "audio_config.hidden_act = 'xielu'"),
     (audio(num_mel_bins=80), "bins = 80, side = 256: the side must be"),
-    (CONFIG | {"projection_hidden_act": "tanh"}, "projection_hidden_act"),
+    (CONFIG | {"projection_hidden_act": "xielu"}, "projection_hidden_act"),
     (
       CONFIG | {"text_config": {"pad_token_id": None}},
       "text_config.pad_token_id = None",

@@ -48,14 +48,31 @@ def test_heads_are_there_where_their_tensors_are(recorded):
   "field, value",
   [
     ("layer_norm_eps", 1e-5),
-    ("hidden_act", "mish"),
+    ("hidden_act", "xielu"),
     ("position_embedding_type", "relative_key"),
-    ("tie_word_embeddings", False),
   ],
 )
 def test_what_we_cannot_follow_is_named(recorded, field, value):
   with pytest.raises(errors.InputError, match=field):
     recorded("lxmert_pretraining", lambda config: config.update({field: value}))
+
+
+def test_words_may_have_a_matrix_of_their_own(recorded):
+  def config(found):
+    found["tie_word_embeddings"] = False
+
+  def tensors(found):
+    bias = found["cls.predictions.bias"]
+    bias[...] = 0
+    found["cls.predictions.decoder.weight"] = -found[
+      "lxmert.embeddings.word_embeddings.weight"
+    ]
+
+  _, out, _ = recorded("lxmert_pretraining", config, tensors)
+  # Tied by the config, it is a copy.
+  _, tied, _ = recorded("lxmert_pretraining", None, tensors)
+  assert np.abs(tied[1]["logits"]).max() > 0.1
+  np.testing.assert_allclose(out[1]["logits"], -tied[1]["logits"], atol=1e-6)
 
 
 @pytest.mark.parametrize(

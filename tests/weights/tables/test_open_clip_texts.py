@@ -75,8 +75,8 @@ def test_without_a_dense_layer_the_first_token_is_read():
       "hf_model_config.vocab_size = 30522: the tensors have 50",
     ),
     (
-      {"hf_model_config": {"num_attention_heads": 4, "hidden_act": "mish"}},
-      "hidden_act = 'mish'",
+      {"hf_model_config": {"num_attention_heads": 4, "hidden_act": "xielu"}},
+      "hidden_act = 'xielu'",
     ),
   ],
 )

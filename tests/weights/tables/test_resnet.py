@@ -84,7 +84,7 @@ def test_statistics_stay_in_single_precision(recorded, tmp_path):
 
 
 def test_what_is_not_known_is_refused_by_name(declared):
-  for field, value in (("layer_type", "wide"), ("hidden_act", "mish")):
+  for field, value in (("layer_type", "wide"), ("hidden_act", "xielu")):
     with pytest.raises(errors.InputError, match=f"{field} = '{value}'"):
       declared(R50 | {field: value})
 

@@ -38,8 +38,8 @@ def test_without_prefix_and_head(recorded):
 @pytest.mark.parametrize(
   "field, value, message",
   [
-    ("qkv_bias", False, "qkv_bias = False"),
-    ("hidden_act", "mish", "hidden_act = 'mish'"),
+    ("qkv_bias", False, r"query\.bias"),
+    ("hidden_act", "xielu", "hidden_act = 'xielu'"),
     ("image_size", [20, 24], r"image_size = \[20, 24\]"),
     ("image_size", 24, "position_embeddings"),
     ("max_image_length", 27, "max_patches = 27"),

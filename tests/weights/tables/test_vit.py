@@ -87,9 +87,9 @@ def test_other_checkpoints_are_not_its_own():
 def test_an_unknown_activation_is_named_and_defaults_stand_in():
   shapes = tiny.shapes(tiny.CONFIG, 5)
   with pytest.raises(
-    errors.InputError, match=r"hidden_act = 'mish'.*quick_gelu"
+    errors.InputError, match=r"hidden_act = 'xielu'.*quick_gelu"
   ):
-    vit.build(checkpoint(shapes, {**tiny.CONFIG, "hidden_act": "mish"}))
+    vit.build(checkpoint(shapes, {**tiny.CONFIG, "hidden_act": "xielu"}))
   lacks = {k: v for k, v in tiny.CONFIG.items() if k != "layer_norm_eps"}
   lacks["patch_size"] = [tiny.CONFIG["patch_size"]] * 2
   model = vit.build(checkpoint(shapes, lacks)).model
@@ -181,6 +181,17 @@ def test_deit_has_two_tokens_and_with_a_teacher_two_heads(recorded):
   assert loaded.variables["params"]["posemb"]["extra"].shape == (2, 16)
   loaded, _, _ = recorded("deit_other_size")
   assert (loaded.model.pool, loaded.model.distilled) == ("tok", True)
+
+
+def test_deit_with_a_teacher_and_no_labels_is_the_mean_of_two(recorded):
+  def without(tensors):
+    for name in list(tensors):
+      if "classifier" in name:
+        del tensors[name]
+
+  _, out, want = recorded("deit_teacher", tensors=without)
+  mean = want["1/tokens"][:, :2].mean(1)
+  np.testing.assert_allclose(out[0], mean, atol=1e-5)
 
 
 def test_images_of_any_size_only_as_the_reference_stretches(recorded):

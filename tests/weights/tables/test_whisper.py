@@ -198,7 +198,7 @@ def test_what_contradicts_is_named():
   config, tensors, _, _ = case()
   packed = ctranslate2(tensors)
   for change, names, told in (
-    ({**config, "activation_function": "mish"}, tensors, "mish"),
+    ({**config, "activation_function": "xielu"}, tensors, "xielu"),
     (
       {k: v for k, v in DIMS.items() if k != "n_text_head"},
       openai(tensors),
