@@ -28,7 +28,7 @@ def test_published_parameter_counts(declared, config, count):
 @pytest.mark.parametrize(
   "change, message",
   [
-    ({"activation_function": "tanh"}, "activation_function = 'tanh'"),
+    ({"activation_function": "xielu"}, "activation_function = 'xielu'"),
     ({"model_type": "mbart", "normalize_before": False}, "before = False"),
     ({"normalize_before": True}, "normalize_before = True"),
     ({"add_final_layer_norm": True}, "add_final_layer_norm = True"),

@@ -60,7 +60,7 @@ def test_kinds_of_layers_become_the_shortest_pattern(
     (dict(num_layers=5), "names 4 layers, but num_layers = 5"),
     (dict(attention_types=[[["global", "locl"], 2]]), "'locl'.*'local'"),
     (dict(num_heads=5), "num_heads = 5 does not divide hidden_size = 12"),
-    (dict(activation_function="tanh"), "activation_function = 'tanh'"),
+    (dict(activation_function="xielu"), "activation_function = 'xielu'"),
   ],
 )
 def test_what_cannot_be_followed_is_named(declared, changes, message):
