@@ -64,3 +64,18 @@ def test_a_table_of_whole_tiles_is_cut_to_the_call(monkeypatch):
   )
   few = tiles.whole((8, 3, 1), *args)
   assert few is not None and few.kv_heads == few.unroll == 3
+
+
+def test_an_entry_of_more_heads_than_the_length_allows_is_passed_by(
+  monkeypatch,
+):
+  """Entries are of buckets: 257 tokens and 512 share theirs."""
+  key = _key(kernel="whole", length=512)
+  found = tiles.Entry(tiles.Whole(1, 16, 1, 512, 16, 0), "static, libtpu 0")
+  monkeypatch.setattr(tiles, "TABLE", {key: found})
+  units = []
+  for length in (257, 512):
+    got = tiles.whole((8, 16, 1), (length, length), (64, 64), 2, None, key)
+    assert got is not None
+    units.append((got.kv_heads, got.unroll, got.keys))
+  assert units == [(16, 16, 0), (4, 4, 1)]
