@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.build import build as build_plugin
 from mmjax.layers import pool as pooling
+from mmjax.layers import seq2seq
 from mmjax.layers.bert import dense
 from mmjax.layers.decoder import DecoderLM
 from mmjax.parallel import rules
@@ -71,8 +72,8 @@ class DecoderReader(nn.Module):
     x = self.decoder.hidden(tokens, mask, positions, train=train)
     x = nn.Dropout(self.decoder.dropout)(x, deterministic=not train)
     if self.reads == "spans":
-      ends = dense(2, name="head", dtype=self.dtype)(x).astype(jnp.float32)
-      return {"start": ends[..., 0], "end": ends[..., 1]}
+      ends = dense(2, name="head", dtype=self.dtype)(x)
+      return seq2seq.ends(ends.astype(jnp.float32))
     if self.reads == "text":
       x = pooling.at(x, self._last(tokens))
     head = dense(
