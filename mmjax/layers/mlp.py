@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers.norm import norm
+from mmjax.ops import in_turn
 from mmjax.parallel import rules
 
 
@@ -103,36 +104,87 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
     """Maps [B T D] to [B T D], or to [B T E]."""
-    width = self.out_width or x.shape[-1]
-    act = activation(self.act)
-    hidden = self._dense(x, "up", self.hidden, ("embed", "mlp"))
+    activation(self.act)
+    width = x.shape[-1]
+    inward, outward = ("embed", "mlp"), ("mlp", "embed")
+    weights = {"up": self._weights("up", width, self.hidden, inward)}
     if self.gated:
-      gate = self._dense(x, "gate", self.hidden, ("embed", "mlp"))
-      hidden = act(gate) * hidden
-    else:
-      hidden = act(hidden)
+      weights["gate"] = self._weights("gate", width, self.hidden, inward)
+    out_width = self.out_width or width
+    weights["down"] = self._weights("down", self.hidden, out_width, outward)
+    spread = functools.partial(_spread, act=self.act, dtype=self.dtype)
+    gather = functools.partial(_dense, dtype=self.dtype)
+    if self.norm is None and (deterministic or not self.dropout):
+      x = in_turn.in_turn(
+        lambda x, weights: gather(spread(x, weights), weights["down"]),
+        x,
+        weights,
+        math.prod(x.shape[:-1]) * self.hidden * jnp.dtype(self.dtype).itemsize,
+      )
+      return rules.constrain(x, "batch", "length", "embed")
+    hidden = spread(x, weights)
     if self.norm is not None:
       hidden = norm(
         self.norm, epsilon=self.epsilon, dtype=self.dtype, name="norm"
       )(hidden)
-    hidden = rules.constrain(hidden, "batch", "length", "mlp")
     hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
-    x = self._dense(hidden, "down", width, ("mlp", "embed"))
+    x = gather(hidden, weights["down"])
     return rules.constrain(x, "batch", "length", "embed")
 
-  def _dense(
-    self, x: jax.Array, name: str, features: int, axes: tuple[str, str]
-  ) -> jax.Array:
-    bias_axis = "norm" if axes[1] == "embed" else axes[1]
+  def _weights(
+    self, name: str, width: int, features: int, axes: tuple[str, str]
+  ) -> dict[str, jax.Array]:
     std = self.out_std if name == "down" else self.std
     init = nn.initializers.xavier_uniform()
     if std is not None:
       init = nn.initializers.normal(std)
-    return nn.Dense(
-      features,
-      use_bias=self.use_bias,
-      dtype=self.dtype,
-      kernel_init=rules.with_axes(init, axes),
-      bias_init=rules.with_axes(nn.initializers.normal(1e-6), (bias_axis,)),
-      name=name,
-    )(x)
+    return Weights(features, axes, init, self.use_bias, name=name)(width)
+
+
+class Weights(nn.Module):
+  """The parameters of a dense layer, for those who compute it in parts.
+
+  Attributes:
+    features: numbers that come out.
+    axes: logical axes of what goes in and what comes out.
+    init: of the kernel.
+    use_bias: whether there is a bias.
+  """
+
+  features: int
+  axes: tuple[str, str]
+  init: Callable[..., jax.Array]
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, width: int) -> dict[str, jax.Array]:
+    """Returns "kernel" [width features] and, if there is one, "bias"."""
+    shape = (width, self.features)
+    found = {
+      "kernel": self.param(
+        "kernel", rules.with_axes(self.init, self.axes), shape
+      )
+    }
+    if self.use_bias:
+      axis = "norm" if self.axes[1] == "embed" else self.axes[1]
+      init = rules.with_axes(nn.initializers.normal(1e-6), (axis,))
+      found["bias"] = self.param("bias", init, shape[1:])
+    return found
+
+
+def _spread(x, weights, act, dtype):
+  """Computes hidden units [B T F] of tokens [B T D]."""
+  hidden = _dense(x, weights["up"], dtype)
+  if "gate" in weights:
+    hidden = activation(act)(_dense(x, weights["gate"], dtype)) * hidden
+  else:
+    hidden = activation(act)(hidden)
+  return rules.constrain(hidden, "batch", "length", "mlp")
+
+
+def _dense(x, weights, dtype):
+  x = x.astype(dtype) @ weights["kernel"].astype(dtype)
+  if "bias" in weights:
+    bias = weights["bias"].astype(dtype)
+    x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+  return x
