@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.layers.position import rotate
 from mmjax.ops import attention as ops
-from mmjax.ops import choice, dropout
+from mmjax.ops import choice, dropout, product
 from mmjax.ops.bias import Bias
 from mmjax.ops.masks import Mask
 from mmjax.parallel import rules
@@ -50,7 +50,9 @@ class Projection(nn.Module):
       rules.with_axes(init, ("embed", self.axis, "head_dim")),
       (x.shape[-1], *shape),
     ).astype(self.dtype)
-    x = jnp.einsum("btd,dnh->btnh", x.astype(self.dtype), kernel)
+    # [B T D] by [D N H].
+    axes = (((2,), (0,)), ((), ()))
+    x = product.dot_general(x.astype(self.dtype), kernel, axes)
     if self.use_bias:
       bias = self.param(
         "bias",
@@ -205,6 +207,7 @@ class Attention(nn.Module):
       use_bias="o" in self.biases,
       kernel_init=rules.with_axes(init, ("heads", "head_dim", "embed")),
       bias_init=rules.with_axes(nn.initializers.zeros, ("norm",)),
+      dot_general=product.dot_general,
       name="out",
     )(out)
     out = rules.constrain(out, "batch", "length", "embed")

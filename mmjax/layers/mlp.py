@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers.norm import norm
-from mmjax.ops import in_turn
+from mmjax.ops import in_turn, product
 from mmjax.parallel import rules
 
 
@@ -183,7 +183,9 @@ def _spread(x, weights, act, dtype):
 
 
 def _dense(x, weights, dtype):
-  x = x.astype(dtype) @ weights["kernel"].astype(dtype)
+  axes = (((x.ndim - 1,), (0,)), ((), ()))
+  kernel = weights["kernel"].astype(dtype)
+  x = product.dot_general(x.astype(dtype), kernel, axes)
   if "bias" in weights:
     bias = weights["bias"].astype(dtype)
     x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
