@@ -104,7 +104,6 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
     """Maps [B T D] to [B T D], or to [B T E]."""
-    activation(self.act)
     width = x.shape[-1]
     inward, outward = ("embed", "mlp"), ("mlp", "embed")
     weights = {"up": self._weights("up", width, self.hidden, inward)}

@@ -15,8 +15,7 @@ def dot_general(
 
   On one CPU, the last axes of x by the first of weights are a product of two
   matrices, so that the gradient of weights is one too, of tokens by tokens.
-  From more axes XLA makes one with copies of tokens laid out anew, which takes
-  3 to 4 % of the training step of a ViT.
+  From more axes XLA makes one with copies of tokens laid out anew.
 
   Elsewhere they are multiplied as they stand: to merge axes would copy tokens
   on a TPU, unless their number is a multiple of 8, and undo how they are split
