@@ -4,17 +4,21 @@
   PYTHONPATH=$PWD python tools/bench_attention.py --out bench.json
 
 From a bare checkout; nothing else is needed. bfloat16, shapes of real models.
-Prints TFLOP/s (4 B N T S H operations forward, 2.5 times that backward, half
-of both if causal) and our ratio to the best peer, and stores the figures with
-chip, date and versions. A peer that refuses a shape is listed with its reason.
+Prints TFLOP/s (4 H operations a head and pair of tokens that the mask lets
+see each other, forward, 2.5 times that backward) and our ratio to the best
+peer, and stores the figures with chip, date and versions. A peer that refuses
+a shape is listed with its reason. Peers are given DALL-E's masks as arrays of
+booleans, PyTorch's flex attention also as blocks that it may skip.
 
   --shape NAME   one shape (may be given again)
+  --peer NAME    one peer (may be given again); "xla" says whether ours is right
   --interpret    tiny shapes on the CPU: tries the code paths, times nothing
                  worth reading
 Exit code 0; 3 if there is no GPU; 1 if our result is not that of XLA.
 """
 
 import argparse
+import concurrent.futures
 import datetime
 import importlib
 import importlib.metadata
@@ -30,92 +34,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # beside torch
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from mmjax.ops import masks
-from mmjax.ops.kernels import gpu
-from mmjax.ops.kernels.gpu_tiles import Tiles
+from gpu_peers import FLEX, JAX_PEERS, SHAPES, TORCH_PEERS, of_torch, seen
 
 NO_GPU, WRONG = 3, 1
-# batch, tokens, heads, width, causal
-SHAPES = {
-  "vit196": (128, 196, 12, 64, False),
-  "vit197": (128, 197, 12, 64, False),
-  "clip257": (64, 257, 16, 64, False),
-  "so400m729": (32, 729, 16, 72, False),
-  "whisper1500": (16, 1500, 20, 64, False),
-  "dalle1280": (4, 1280, 62, 64, True),
-  "gpt3-2048": (8, 2048, 16, 128, True),
-  "causal8k": (2, 8192, 16, 128, True),
-}
 PASSES = {"forward": 1.0, "backward": 2.5}
-
-
-def _ours(causal, width, interpret):
-  tiles = (Tiles(16, 16),) * 4 if interpret else None
-
-  def attend(q, k, v):
-    return gpu.attend(
-      q,
-      k,
-      v,
-      mask=masks.Causal() if causal else None,
-      bias=None,
-      scale=width**-0.5,
-      softcap=None,
-      dropout_rate=0.0,
-      dropout_seeds=None,
-      interpret=interpret,
-      tiles=tiles,
-    )
-
-  return attend
-
-
-def _of_jax(implementation):
-  def make(causal, width, interpret):
-    del width, interpret
-    return lambda q, k, v: jax.nn.dot_product_attention(
-      q, k, v, is_causal=causal, implementation=implementation
-    )
-
-  return make
-
-
-def _in_tree(causal, width, interpret):
-  from jax.experimental.pallas.ops.gpu import attention
-
-  def attend(q, k, v):
-    return attention.mha(
-      q,
-      k,
-      v,
-      segment_ids=None,
-      sm_scale=width**-0.5,
-      causal=causal,
-      interpret=interpret,
-    )
-
-  return attend
-
-
-def _tokamax(causal, width, interpret):
-  tokamax = importlib.import_module("tokamax")
-
-  if interpret:
-    raise NotImplementedError("tokamax's kernels are not interpreted")
-  del width
-  return lambda q, k, v: tokamax.dot_product_attention(
-    q, k, v, is_causal=causal
-  )
-
-
-JAX_PEERS = {
-  "ours": _ours,
-  "xla": _of_jax("xla"),
-  "cudnn": _of_jax("cudnn"),
-  "in-tree": _in_tree,
-  "tokamax": _tokamax,
-}
+ROWS = 2  # of the batch, whose results are compared
 
 
 def _seconds(call, wait, interpret: bool) -> float:
@@ -138,27 +61,36 @@ def _seconds(call, wait, interpret: bool) -> float:
   return statistics.median(runs)
 
 
-def time_jax(make, arrays, causal, interpret):
-  """Returns seconds forward and backward, and the results as NumPy."""
-  q, k, v, d_out = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
-  attend = make(causal, q.shape[-1], interpret)
-  forward = jax.jit(attend)
+def compile_jax(peer: str, row: dict, interpret: bool):
+  """Returns a peer's forward pass, and forward with backward, compiled."""
+  attend = JAX_PEERS[peer](row["mask"], row["shape"][-1], interpret)
 
   def both(q, k, v, d_out):
     out, transpose = jax.vjp(attend, q, k, v)
     return out, *transpose(d_out)
 
-  both = jax.jit(both)
-  results = [np.asarray(x, np.float32) for x in both(q, k, v, d_out)]
+  x = jax.ShapeDtypeStruct(row["shape"], jnp.bfloat16)
+  return (
+    jax.jit(attend).lower(x, x, x).compile(),
+    jax.jit(both).lower(x, x, x, x).compile(),
+  )
+
+
+def time_jax(compiled, arrays, interpret):
+  """Returns seconds forward and backward, and the results of some rows."""
+  forward, both = compiled
+  q, k, v, d_out = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
+  results = [np.asarray(x[:ROWS], np.float32) for x in both(q, k, v, d_out)]
   wait = jax.block_until_ready
   once = _seconds(lambda: forward(q, k, v), wait, interpret)
   twice = _seconds(lambda: both(q, k, v, d_out), wait, interpret)
   return {"forward": once, "backward": max(twice - once, 1e-9)}, results
 
 
-def time_torch(arrays, causal, interpret):
-  """As `time_jax`, of PyTorch's scaled_dot_product_attention."""
+def time_torch(backend, arrays, mask, interpret):
+  """As `time_jax`, of PyTorch's scaled_dot_product_attention and the like."""
   torch = importlib.import_module("torch")
+  choices = importlib.import_module("torch.nn.attention")
 
   device = "cpu" if interpret else "cuda"
   q, k, v, d_out = (
@@ -167,65 +99,99 @@ def time_torch(arrays, causal, interpret):
   )
   for x in (q, k, v):
     x.requires_grad_(True)
-  attend = torch.nn.functional.scaled_dot_product_attention
+  attend = of_torch(backend, mask, q.shape[2], device)
+  allowed = list(choices.SDPBackend.__members__.values())[1:]
+  if backend not in (None, FLEX):
+    allowed = [getattr(choices.SDPBackend, backend)]
 
   def forward():
     with torch.no_grad():
-      return attend(q, k, v, is_causal=causal)
+      return attend(q, k, v)
 
   def both():
-    out = attend(q, k, v, is_causal=causal)
+    out = attend(q, k, v)
     return out.detach(), *torch.autograd.grad(out, (q, k, v), d_out)
 
   def wait(_):
     if not interpret:
       torch.cuda.synchronize()
 
-  results = [x.transpose(1, 2).float().cpu().numpy() for x in both()]
-  once = _seconds(forward, wait, interpret)
-  twice = _seconds(both, wait, interpret)
+  with choices.sdpa_kernel(allowed):
+    results = [x[:ROWS].transpose(1, 2).float().cpu().numpy() for x in both()]
+    once = _seconds(forward, wait, interpret)
+    twice = _seconds(both, wait, interpret)
   return {"forward": once, "backward": max(twice - once, 1e-9)}, results
 
 
-def measure(name: str, interpret: bool) -> dict:
-  """Returns the row of a shape: for each peer its figures or its refusal."""
-  B, T, N, H, causal = SHAPES[name]
+def row_of(name: str, interpret: bool) -> dict:
+  """Returns what is to be computed of a shape."""
+  B, T, N, H, mask = SHAPES[name]
   if interpret:
-    B, T, N = 1, min(T, 17 + T % 2), 2  # as odd as the real one
+    B, N = 1, 2
+    if mask in (None, "causal"):
+      T = min(T, 17 + T % 2)  # as odd as the real one
+  pairs = T * T
+  if mask == "causal":
+    pairs = T * (T + 1) // 2
+  elif mask is not None:
+    pairs = int(np.sum(seen(mask, T)))
+  return {
+    "shape": [B, T, N, H],
+    "mask": mask,
+    "tera": 4e-12 * B * N * H * pairs,
+  }
+
+
+def measure(row: dict, peers: dict, interpret: bool) -> dict:
+  """Returns the row of a shape: for each peer its figures or its refusal.
+
+  Args:
+    row: of `row_of`.
+    peers: for each its name and what was compiled of it: a future, or None.
+  """
+  row = row | {"peers": {}, "off": {}, "ratio": {}}
   draw = np.random.default_rng(0)
-  arrays = [draw.normal(size=(B, T, N, H)).astype("float32") for _ in range(4)]
-  work = 4 * B * N * T * T * H * (0.5 if causal else 1.0) / 1e12
-  row = {"shape": [B, T, N, H], "causal": causal, "peers": {}}
-  results = {}
-  for peer in (*JAX_PEERS, "torch"):
+  B, *rest = row["shape"]
+  few = min(B, 8)
+  arrays = [
+    np.tile(
+      draw.normal(size=(few, *rest)).astype("float32"), (B // few, 1, 1, 1)
+    )
+    for _ in range(4)
+  ]
+  truth = None
+  for peer, built in peers.items():
     try:
-      if peer == "torch":
-        seconds, got = time_torch(arrays, causal, interpret)
+      if built is None:
+        seconds, got = time_torch(
+          TORCH_PEERS[peer], arrays, row["mask"], interpret
+        )
       else:
-        seconds, got = time_jax(JAX_PEERS[peer], arrays, causal, interpret)
+        seconds, got = time_jax(built.result(), arrays, interpret)
     except Exception as e:  # whatever a peer raises is its refusal
-      if peer in ("ours", "xla"):
-        raise
       row["peers"][peer] = {"refused": f"{type(e).__name__}: {e}"[:200]}
       continue
     row["peers"][peer] = {
-      p: {"seconds": seconds[p], "tflops": work * PASSES[p] / seconds[p]}
+      p: {
+        "seconds": seconds[p],
+        "tflops": row["tera"] * PASSES[p] / seconds[p],
+      }
       for p in PASSES
     }
-    results[peer] = got
-  # bfloat16 has 8 bits; sums of its products differ by a few of the last.
-  row["off"] = max(
-    float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6))
-    for a, b in zip(results["ours"], results["xla"], strict=True)
-  )
-  row["ratio"] = {}
+    # bfloat16 has 8 bits; sums of its products differ by a few of the last.
+    truth = got if truth is None else truth
+    row["off"][peer] = max(
+      float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6))
+      for a, b in zip(got, truth, strict=True)
+    )
   for p in PASSES:
     others = [
       x[p]["tflops"]
       for peer, x in row["peers"].items()
       if peer != "ours" and p in x
     ]
-    row["ratio"][p] = row["peers"]["ours"][p]["tflops"] / max(others)
+    if "ours" in row["off"] and others:
+      row["ratio"][p] = row["peers"]["ours"][p]["tflops"] / max(others)
   return row
 
 
@@ -235,7 +201,8 @@ def _print(name: str, row: dict) -> None:
       f"{x[p]['tflops']:9.1f}" if p in x else f"{'-':>9}"
       for x in row["peers"].values()
     ]
-    print(f"{name:12}{p:9}{''.join(cells)}{row['ratio'][p]:8.2f}", flush=True)
+    ratio = row["ratio"].get(p, float("nan"))
+    print(f"{name:13}{p:9}{''.join(cells)}{ratio:8.2f}", flush=True)
 
 
 def _versions() -> dict[str, str]:
@@ -251,6 +218,9 @@ def _versions() -> dict[str, str]:
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--shape", action="append", choices=sorted(SHAPES))
+  parser.add_argument(
+    "--peer", action="append", choices=[*JAX_PEERS, *TORCH_PEERS]
+  )
   parser.add_argument("--out", type=pathlib.Path)
   parser.add_argument("--interpret", action="store_true")
   args = parser.parse_args(argv)
@@ -260,8 +230,21 @@ def main(argv: list[str]) -> int:
       "machine with one, or give --interpret to try the code paths."
     )
     return NO_GPU
-  print(f"{'shape':12}{'pass':9}", end="")
-  print("".join(f"{x:>9}" for x in (*JAX_PEERS, "torch")) + f"{'ratio':>8}")
+  peers = args.peer or [*JAX_PEERS, *TORCH_PEERS]
+  rows = {x: row_of(x, args.interpret) for x in args.shape or SHAPES}
+  # All are compiled before any is timed: that needs the CPU's cores.
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    built = {
+      name: {
+        peer: pool.submit(compile_jax, peer, row, args.interpret)
+        if peer in JAX_PEERS
+        else None
+        for peer in peers
+      }
+      for name, row in rows.items()
+    }
+  print(f"{'shape':13}{'pass':9}", end="")
+  print("".join(f"{x:>9}" for x in peers) + f"{'ratio':>8}")
   table = {
     "chip": "interpreted" if args.interpret else jax.devices()[0].device_kind,
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -269,10 +252,11 @@ def main(argv: list[str]) -> int:
     "rows": {},
   }
   wrong = []
-  for name in args.shape or SHAPES:
-    row = table["rows"][name] = measure(name, args.interpret)
+  for name in rows:
+    row = measure(rows[name], built[name], args.interpret)
+    table["rows"][name] = row
     _print(name, row)
-    if row["off"] > 0.03:
+    if "ours" in peers and not row["off"].get("ours", 1.0) < 0.03:
       wrong.append(name)
     if args.out is not None:  # after each shape: a run may be cut off
       args.out.write_text(json.dumps(table, indent=1) + "\n")

@@ -144,7 +144,7 @@ def _ptxas() -> str:
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--shape", action="append", choices=sorted(SHAPES))
-  parser.add_argument("--tiles", nargs=4)
+  parser.add_argument("--tiles", nargs="+")
   parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
   if args.inside:

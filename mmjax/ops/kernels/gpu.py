@@ -8,8 +8,10 @@ a zero output and gives zero gradients. Reverse mode only: there is no rule for
 tangents.
 """
 
+import dataclasses
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -18,14 +20,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from mmjax import errors
-from mmjax.ops import masks
-from mmjax.ops.kernels import gpu_backward
+from mmjax.ops import blocks, masks
+from mmjax.ops.kernels import gpu_backward, gpu_hopper, gpu_hopper_backward
 from mmjax.ops.kernels import gpu_tiles as gt
-from mmjax.ops.kernels.gpu_tiles import Extra, Plan, Tile, Tiles
+from mmjax.ops.kernels.gpu_hopper import HopperTiles
+from mmjax.ops.kernels.gpu_hopper_backward import BackwardTiles
+from mmjax.ops.kernels.gpu_tiles import Extra, KernelTiles, Plan, Tile, Tiles
 
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_WIDTH = 256
 _MAX_ELEMENTS = 2**31  # offsets of the Triton route are int32
+_HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 _MAX_GRID = 65_535  # of the second and third dimension of a CUDA grid
 
 
@@ -68,30 +73,92 @@ def refuses(
 
 
 def choose_tiles(
-  queries: int, keys: int, width: int, dtype: Any
-) -> tuple[Tiles, ...]:
-  """Returns tiles for forward, dq, dk and dv, and the bias' gradient.
+  queries: int, keys: int, width: int, dtype: Any, masked: bool = False
+) -> KernelTiles:
+  """Returns the tiles of the kernels that run on any GPU.
 
-  Chosen so that plain kernels of ViT's, Whisper's and GPT-3's shapes spill no
-  registers (tools/compile_gpu.py), by no measurement: that needs a GPU.
+  Of 16 bits, those that were fastest on an H100 (tools/tune_gpu.py); of
+  float32 and widths above 128, some that spill few registers
+  (tools/compile_gpu.py).
   """
-  wide = gt.padded(width)
+  wide, short = gt.padded(width), max(queries, keys) <= 512
   if jnp.dtype(dtype).itemsize > 2:
     side = 64 if wide <= 64 else 32
     chosen = [(side, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 1)]
-  elif wide <= 64:
-    chosen = [(128, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 1)]
+  elif wide <= 96:
+    chosen = [
+      (64, 64, 4, 3) if short or masked else (128, 64, 8, 3),
+      (64, 32, 4, 3) if short else (64, 64, 4, 2),
+      (32, 64, 4, 3) if wide <= 64 else (64, 64, 4, 3),
+      (64, 64, 4, 1),
+    ]
   elif wide <= 128:
-    chosen = [(128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1)]
+    chosen = [(128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 1)]
   else:
     chosen = [(64, 64, 8, 1), (64, 32, 8, 1), (32, 64, 8, 1), (32, 32, 8, 1)]
 
   def fit(block, length):
     return max(16, min(block, pl.next_power_of_2(length)))
 
-  return tuple(
-    Tiles(fit(q, queries), fit(k, keys), w, s) for q, k, w, s in chosen
+  return KernelTiles(
+    *(Tiles(fit(q, queries), fit(k, keys), w, s) for q, k, w, s in chosen)
   )
+
+
+def on_hopper() -> bool:
+  """Says whether what is traced now will run on a Hopper GPU.
+
+  By the mesh's devices, which may be none of this machine, else by the first
+  of the default backend.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  kind = jax.devices()[0].device_kind if device is None else device.device_kind
+  return _HOPPER.search(kind) is not None
+
+
+def for_hopper(plan: Plan, dtype: Any) -> Plan:
+  """Returns the plan with the kernels for Hopper where these were faster.
+
+  On an H100, by tools/tune_gpu.py. A predicate on a tile costs them more than
+  the others, so masks of which many tiles are partial stay where they are.
+  """
+  if min(plan.T, plan.S) < 128 or gpu_hopper.refuses(plan, dtype) is not None:
+    return plan
+  short, masked = max(plan.T, plan.S) <= 512, plan.mask is not None
+  if plan.H > 96:
+    if plan.H > gpu_hopper_backward.MAX_WIDTH:
+      return plan
+    found: dict[str, Any] = dict(
+      forward=HopperTiles(2, 128, 2, overlap=True),
+      d_q=BackwardTiles(2, 64, 3),
+      d_kv=BackwardTiles(2, 64, 3),
+    )
+  elif _partial(plan) > 1 / 3:
+    return plan
+  elif short:
+    found = dict(forward=HopperTiles(2, 128, 2, pingpong=False))
+  elif masked:
+    found = dict(
+      forward=HopperTiles(2, 128, 2, overlap=True),
+      d_q=BackwardTiles(2, 64, 3),
+      d_kv=BackwardTiles(2, 64, 4, held=True),
+    )
+  else:
+    found = dict(
+      forward=HopperTiles(3, 128, 2, overlap=plan.H <= 64),
+      d_q=BackwardTiles(3, 64, 3),
+      d_kv=BackwardTiles(2, 64, 4, held=True),
+    )
+  return dataclasses.replace(plan, tiles=plan.tiles._replace(**found))
+
+
+def _partial(plan: Plan) -> float:
+  """Returns which part of the tiles that are not empty need the predicate."""
+  if plan.mask is None:
+    return 0.0
+  kinds = plan.kinds((), Tiles(128, 128))
+  some = (kinds != blocks.EMPTY).sum()
+  return float((kinds == blocks.PARTIAL).sum() / max(some, 1))
 
 
 def attend(
@@ -116,7 +183,7 @@ def attend(
 
   Args:
     interpret: run on the CPU, for tests.
-    tiles: instead of `choose_tiles`; powers of two of at least 16.
+    tiles: instead of those chosen; powers of two of at least 16.
 
   Returns:
     [B T N H'] in the dtype of q; differentiable by q, k, v and bias.
@@ -141,8 +208,11 @@ def attend(
     mask = None
   B, T, N, H = q_BTNH.shape
   S, K, width = v_BSKH.shape[1:]
-  if tiles is None:
-    tiles = choose_tiles(T, S, max(H, width), q_BTNH.dtype)
+  mine = tiles is None
+  if mine:
+    tiles = choose_tiles(
+      T, S, max(H, width), q_BTNH.dtype, masked=mask is not None
+    )
   plan = Plan(
     B,
     T,
@@ -157,21 +227,23 @@ def attend(
     mask=None if mask is None else jax.tree.structure(mask),
     axes=() if mask is None else masks.leaf_axes(mask),
     bias=None if bias is None else tuple(bias.shape),
-    tiles=tiles,
+    tiles=KernelTiles(*tiles),
     interpret=interpret,
   )
+  if mine and on_hopper():
+    plan = for_hopper(plan, q_BTNH.dtype)
   seeds = dropout_seeds if dropout_rate > 0.0 else None
   return _attend(plan, q_BTNH, k_BSKH, v_BSKH, bias, gt.as_leaves(mask), seeds)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan, q, k, v, bias, leaves, seeds):
-  return _forward(plan, q, k, v, Extra(leaves, bias, seeds))[0]
+  return forward(plan, q, k, v, Extra(leaves, bias, seeds))[0]
 
 
 def _attend_fwd(plan, q, k, v, bias, leaves, seeds):
   extra = Extra(leaves, bias, seeds)
-  out, lse = _forward(plan, q, k, v, extra)
+  out, lse = forward(plan, q, k, v, extra)
   return out, (q, k, v, extra, out, lse)
 
 
@@ -184,11 +256,16 @@ def _attend_bwd(plan, residuals, d_out):
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _forward(
+def forward(
   plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, extra: Extra
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns [B T N H'] and the log2 of each row's sum, float32 [B N T]."""
-  tiles = plan.tiles[0]
+  """Returns [B T N H'] and the log2 of each row's sum, float32 [B N T].
+
+  The kernel for Hopper returns more rows of the second, of +inf.
+  """
+  tiles = plan.tiles.forward
+  if isinstance(tiles, HopperTiles):
+    return gpu_hopper.forward(plan, q, k, v, tiles)
   kinds = plan.kinds(extra.leaves, tiles)
   walk = gt.walk(kinds, tail=plan.S % tiles.k > 0)
   rows = pl.cdiv(plan.T, tiles.q)

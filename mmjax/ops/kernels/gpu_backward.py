@@ -12,7 +12,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from mmjax.ops import blocks
+from mmjax.ops.kernels import gpu_hopper_backward
 from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_hopper_backward import BackwardTiles
 from mmjax.ops.kernels.gpu_tiles import Extra, Plan, Tile
 
 
@@ -32,18 +34,23 @@ def gradients(
     plan, extra: as in the forward pass.
     q, k, v: as in the forward pass.
     out: its output [B T N H'].
-    lse: log2 of each row's sum, float32 [B N T], +inf of an empty row.
+    lse: log2 of each row's sum, float32 [B N T] or longer, +inf of an empty
+      row and past T.
     d_out: the gradient of `out`.
   """
   # What the softmax takes off: rowsum(p dp) = rowsum(out d_out).
-  delta = jnp.einsum(
-    "BTNH,BTNH->BNT", out.astype(jnp.float32), d_out.astype(jnp.float32)
-  )
+  delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)
+  delta = delta.transpose(0, 2, 1)
   given = (q, k, v, d_out.astype(q.dtype), lse, delta, extra)
-  d_q = _d_q(plan, *given)
-  d_k, d_v = _d_kv(plan, *given)
   d_bias = None if plan.bias is None else _d_bias(plan, *given)
-  return d_q, d_k, d_v, d_bias
+  return d_q(plan, *given), *d_kv(plan, *given), d_bias
+
+
+def _hopper(function, plan, tiles, q, k, v, d_out, lse, delta):
+  """Calls a kernel for Hopper, which takes more rows than there are."""
+  length = gt.up(plan.T, gt.LSE_ROWS)
+  vectors = gt.fit(lse, length, jnp.inf), gt.fit(delta, length, 0.0)
+  return function(plan, q, k, v, d_out, *vectors, tiles)
 
 
 def _d_logits(tile, q, k, v, d_out, lse, delta, partial, **tails):
@@ -73,8 +80,13 @@ def _d_logits(tile, q, k, v, d_out, lse, delta, partial, **tails):
   return kept, d_logits, d_scores
 
 
-def _d_q(plan, q, k, v, d_out, lse, delta, extra):
-  tiles = plan.tiles[1]
+def d_q(plan, q, k, v, d_out, lse, delta, extra):
+  """Returns the gradient of q."""
+  tiles = plan.tiles.d_q
+  if isinstance(tiles, BackwardTiles):
+    kernel = gpu_hopper_backward.d_q
+    return _hopper(kernel, plan, tiles, q, k, v, d_out, lse, delta)
+  lse = gt.fit(lse, plan.T, jnp.inf)
   kinds = plan.kinds(extra.leaves, tiles)
   walk = gt.walk(kinds, tail=plan.S % tiles.k > 0)
   rows = pl.cdiv(plan.T, tiles.q)
@@ -139,8 +151,13 @@ def _d_q(plan, q, k, v, d_out, lse, delta, extra):
   )(q, k, v, d_out, lse, delta, extra, walk.tables)
 
 
-def _d_kv(plan, q, k, v, d_out, lse, delta, extra):
-  tiles = plan.tiles[2]
+def d_kv(plan, q, k, v, d_out, lse, delta, extra):
+  """Returns the gradients of k and v."""
+  tiles = plan.tiles.d_kv
+  if isinstance(tiles, BackwardTiles):
+    kernel = gpu_hopper_backward.d_kv
+    return _hopper(kernel, plan, tiles, q, k, v, d_out, lse, delta)
+  lse = gt.fit(lse, plan.T, jnp.inf)
   kinds = plan.kinds(extra.leaves, tiles)
   # Queries past T weigh nothing (their lse is +inf), and what keys past S get
   # is not stored: no tail needs the predicate.
@@ -235,7 +252,8 @@ def _d_bias(plan, q, k, v, d_out, lse, delta, extra):
   A program makes one tile of the result, in a loop over the rows, heads and
   tiles that share it: no array beside the result.
   """
-  tiles, shape = plan.tiles[3], plan.bias
+  lse = gt.fit(lse, plan.T, jnp.inf)
+  tiles, shape = plan.tiles.d_bias, plan.bias
   kinds = plan.kinds(extra.leaves, tiles)
   nq, nk = pl.cdiv(plan.T, tiles.q), pl.cdiv(plan.S, tiles.k)
   counts = (plan.B, plan.N, nq, nk)

@@ -22,6 +22,7 @@ from jax.experimental.pallas import triton
 from mmjax.ops import blocks, dropout, masks
 
 LOG2E = math.log2(math.e)
+LSE_ROWS = 128  # kernels for Hopper take sums of rows by so many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Tiles:
 
   def params(self) -> triton.CompilerParams:
     return triton.CompilerParams(num_warps=self.warps, num_stages=self.stages)
+
+
+class KernelTiles(NamedTuple):
+  """The tiles of each kernel: `Tiles`, or those of a kernel for Hopper."""
+
+  forward: Any
+  d_q: Any
+  d_kv: Any
+  d_bias: Tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Plan:
   mask: Any
   axes: tuple[str, ...]
   bias: tuple[int, ...] | None
-  tiles: tuple[Tiles, ...]
+  tiles: KernelTiles
   interpret: bool
 
   @property
@@ -98,6 +108,15 @@ class Extra(NamedTuple):
 
 def up(length: int, block: int) -> int:
   return -(-length // block) * block
+
+
+def fit(vector: jax.Array, length: int, fill: float) -> jax.Array:
+  """Returns [... L] cut to a length, or with `fill` up to it."""
+  more = length - vector.shape[-1]
+  if more <= 0:
+    return vector[..., :length]
+  pads = [(0, 0)] * (vector.ndim - 1) + [(0, more)]
+  return jnp.pad(vector, pads, constant_values=fill)
 
 
 def index(i: Any) -> Any:

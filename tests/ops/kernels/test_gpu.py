@@ -193,11 +193,14 @@ def test_tiles_are_powers_of_two_that_fit_short_lengths():
         assert block < max(2 * length, 32)
 
 
-def _lower(q_shape, k_shape, mask, bias=None, softcap=None, rate=0.0):
-  """Lowers forward and backward for an H100; returns the module's text."""
-  h100 = AbstractDevice(
-    device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"
-  )
+A100 = "NVIDIA A100-SXM4-80GB", 108
+H100 = "NVIDIA H100 80GB HBM3", 132
+
+
+def _lower(q_shape, k_shape, mask, bias=None, softcap=None, rate=0.0, on=H100):
+  """Lowers forward and backward for a GPU; returns the module's text."""
+  kind, cores = on
+  device = AbstractDevice(device_kind=kind, num_cores=cores, platform="gpu")
   q, k = (jax.ShapeDtypeStruct(x, jnp.bfloat16) for x in (q_shape, k_shape))
   if bias is not None:
     bias = jax.ShapeDtypeStruct(bias, jnp.float32)
@@ -218,7 +221,7 @@ def _lower(q_shape, k_shape, mask, bias=None, softcap=None, rate=0.0):
     return out.astype(jnp.float32).sum()
 
   wanted = (0, 1, 2) if bias is None else (0, 1, 2, 3)
-  mesh = AbstractMesh((1,), ("x",), abstract_device=h100)
+  mesh = AbstractMesh((1,), ("x",), abstract_device=device)
   with jax.sharding.use_abstract_mesh(mesh):
     traced = jax.jit(jax.grad(loss, wanted)).trace(q, k, k, bias, mask, seeds)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -228,15 +231,47 @@ def _kernels(text):
   return text.count("custom_call @__gpu$xla.gpu.triton") or text.count("triton")
 
 
+def _of_hopper(text):
+  return len(re.findall(r"custom_call @mosaic_gpu\w*\(", text))
+
+
 def test_lowers_for_a_gpu():
-  vit = _lower((2, 197, 4, 64), (2, 197, 4, 64), None)
+  vit = _lower((2, 197, 4, 64), (2, 197, 4, 64), None, on=A100)
   assert _kernels(vit) == 3  # forward, dq, dkv
+  assert _of_hopper(vit) == 0
   ids = jnp.zeros((2, 45), jnp.int32)
   mask = masks.Conv(20, 5, 6, 3) & masks.Segments(ids, ids) | masks.Local(3, 1)
   text = _lower(
     (2, 45, 4, 72), (2, 45, 2, 72), mask, (1, 4, 45, 45), softcap=2.0, rate=0.1
   )
   assert _kernels(text) == 4  # and the bias' gradient
+
+
+def test_hopper_has_kernels_of_its_own():
+  vit = _lower((2, 197, 4, 64), (2, 197, 4, 64), None)
+  assert (_kernels(vit), _of_hopper(vit)) == (0, 3)
+  # Short ones and what they refuse are for the others, whatever the chip.
+  short = _lower((2, 20, 4, 64), (2, 36, 4, 64), None)
+  assert (_kernels(short), _of_hopper(short)) == (3, 0)
+  bias = _lower((2, 197, 4, 64), (2, 197, 4, 64), None, (1, 4, 1, 197))
+  assert (_kernels(bias), _of_hopper(bias)) == (4, 0)
+
+
+def test_chips_of_hopper_are_known_by_name():
+  for kind, known in (
+    ("NVIDIA H100 80GB HBM3", True),
+    ("NVIDIA H200", True),
+    ("NVIDIA GH200 480GB", True),
+    ("NVIDIA H20", True),
+    ("NVIDIA A100-SXM4-80GB", False),
+    ("NVIDIA B200", False),
+    ("NVIDIA GeForce RTX 5090", False),
+  ):
+    device = AbstractDevice(device_kind=kind, num_cores=1, platform="gpu")
+    mesh = AbstractMesh((1,), ("x",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+      assert gpu.on_hopper() == known, kind
+  assert not gpu.on_hopper()  # this is a CPU
 
 
 @pytest.mark.slow

@@ -1,0 +1,350 @@
+"""What the backward kernels for Hopper are made of: tiles, slots, products.
+
+A CTA has a ring of slots in shared memory for the tiles of the other side. A
+slot has two barriers: `full`, on which each load arrives and which completes
+with its bytes, and `free`, on which each computing warpgroup arrives once no
+product reads the slot any more.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_tiles import Plan
+
+ROWS = 64  # of a warpgroup: M of a wgmma instruction
+# A mesh of devices must have no axis of these names.
+_B, _N, _ROW, _WG = "hopper_b", "hopper_n", "hopper_row", "hopper_wg"
+
+
+@dataclasses.dataclass(frozen=True)
+class BackwardTiles:
+  """How a backward kernel is cut.
+
+  wgs: computing warpgroups of a CTA, 64 rows each (queries in `d_q`, keys in
+    `d_kv`). step: how many keys or queries of the other side are taken at once,
+    64 or 128. stages: slots of the ring, at least 2; since a slot is read until
+    the next step begins, 2 leave its load only that step's time, 3 one more.
+    held: whether a warpgroup's own rows stay in registers, which spares shared
+    memory half of the traffic of the products with them.
+  """
+
+  wgs: int = 2
+  step: int = 64
+  stages: int = 3
+  held: bool = False
+
+  @property
+  def rows(self) -> int:
+    return ROWS * self.wgs
+
+  @property
+  def registers(self) -> tuple[int, int]:
+    """Registers a thread of those that compute, and of those that load.
+
+    64k registers hold 168 for each of 3 warpgroups, or 128 for each of 4.
+    """
+    return {1: (240, 40), 2: (240, 24), 3: (152, 56)}[self.wgs]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """The CTAs of a kernel: batch rows x heads x rows of tiles."""
+
+  batch: int
+  heads: int
+  rows: int
+  tiles: BackwardTiles
+  walk: gt.Walk
+
+  def place(self) -> tuple[Any, Any, Any, Any]:
+    """Returns batch row, head, row of tiles and warpgroup."""
+    row = lax.axis_index(_ROW)
+    if self.walk.last_first:
+      row = self.rows - 1 - row
+    return lax.axis_index(_B), lax.axis_index(_N), row, lax.axis_index(_WG)
+
+  def run(self, wg: Any, load_own: Any, ring: "Ring", compute: Any) -> None:
+    """Splits a CTA into its warpgroups; load_own(w) loads the rows of one."""
+    tiles = self.tiles
+
+    @pl.when(wg == tiles.wgs)
+    def _load():
+      plgpu.set_max_registers(tiles.registers[1], action="decrease")
+      for w in range(tiles.wgs):
+        load_own(w)
+      ring.feed()
+
+    @pl.when(wg < tiles.wgs)
+    def _compute():
+      plgpu.set_max_registers(tiles.registers[0], action="increase")
+      compute()
+
+  def call(self, kernel: Any, name: str, out: Any, scratch: Any) -> Any:
+    return plgpu.kernel(
+      kernel,
+      out_type=out,
+      scratch_types=scratch,
+      # The last one counts fastest: a head's CTAs share what L2 holds.
+      grid=(self.batch, self.heads, self.rows),
+      grid_names=(_B, _N, _ROW),
+      num_threads=self.tiles.wgs + 1,
+      thread_name=_WG,
+      kernel_name=name,
+      compiler_params=plgpu.CompilerParams(
+        approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+      ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring:
+  """The slots of shared memory that the steps of a CTA take in turn.
+
+  load(slot, g, column, barrier): begins to load a tile, of head g of `group`
+  that the CTA walks over one after the other. full, free: a barrier of each
+  slot.
+  """
+
+  tiles: BackwardTiles
+  walk: gt.Walk
+  tables: tuple[Any, ...]
+  row: Any
+  group: int
+  load: Any
+  full: Any
+  free: Any
+
+  def steps(self) -> tuple[Any, Any]:
+    """Returns the first step in the walk's order, and how many there are."""
+    ends = _limits(self.walk, self.tables, self.row)
+    return ends[0], ends[-1] - ends[0]
+
+  def begin(self, count: Any) -> None:
+    """Begins the loads of a step, into a slot that is free."""
+    first, many = self.steps()
+    g, t = 0, count
+    if self.group > 1:
+      g, t = (f(count, jnp.int32(many)) for f in (lax.div, lax.rem))
+    column = _column(self.walk, self.tables, self.row, first + t)
+    slot = self.slot(count)
+    self.load(slot, g, column, self.full.at[slot])
+
+  def slot(self, count: Any) -> Any:
+    return lax.rem(count, jnp.int32(self.tiles.stages))
+
+  # Of a warpgroup that loads.
+
+  def feed(self) -> None:
+    """Loads all steps, each once no product reads its slot any more."""
+
+    def one(count, carry):
+      @pl.when(count >= self.tiles.stages)
+      def _():
+        plgpu.barrier_wait(self.free.at[self.slot(count)])
+
+      self.begin(count)
+      return carry
+
+    if self.walk.partial:
+      lax.fori_loop(0, self.steps()[1] * self.group, one, jnp.int32(0))
+
+  # Of a warpgroup that computes.
+
+  def take(self, count: Any) -> Any:
+    """Returns the slot of a step once it is loaded."""
+    slot = self.slot(count)
+    plgpu.barrier_wait(self.full.at[slot])
+    return slot
+
+  def release(self, slot: Any) -> None:
+    plgpu.barrier_arrive(self.free.at[slot])
+
+  def release_before(self, count: Any) -> None:
+    """Releases the slot of the step before; of the first step, one past all.
+
+    Nobody waits for that one: it stands for a branch while products run.
+    """
+    stages = self.tiles.stages
+    self.release(
+      jnp.where(count == 0, jnp.int32(stages), self.slot(count + (stages - 1)))
+    )
+
+
+def signals(tiles: BackwardTiles, loads: int) -> tuple[Any, ...]:
+  """Returns the barriers of a ring whose slots take so many loads."""
+  full = plgpu.Barrier(num_arrivals=loads, num_barriers=tiles.stages)
+  free = plgpu.Barrier(num_arrivals=tiles.wgs, num_barriers=tiles.stages + 1)
+  return full, free
+
+
+def parts(width: int) -> tuple[tuple[int, int], ...]:
+  """Returns (offset, size) of the columns that lie together in shared memory.
+
+  64 of 16 bits are the 128 bytes that a swizzle spans at most; of the rest, 16
+  or 32 with a narrower swizzle. The last part may reach past the width: there
+  TMA loads zeros and stores nothing.
+  """
+  found = [(x, 64) for x in range(0, width - 63, 64)]
+  rest = width % 64
+  if rest:
+    size = 16 if rest <= 16 else 32 if rest <= 32 else 64
+    found.append((width - rest, size))
+  return tuple(found)
+
+
+def shared(count: int, rows: int, width: int, dtype: Any) -> tuple[Any, ...]:
+  """Returns shared memory for `count` x [rows width], of each part its own.
+
+  Two views of the same bytes, as TMA takes them and as wgmma and stores do:
+  the tiles of 8 rows that wgmma is told of would ask lengths in global memory
+  to be multiples of 8.
+  """
+  found = []
+  for _, size in parts(width):
+    shape = (count, rows, size)
+    swizzle = plgpu.SwizzleTransform(2 * size)
+    tiling = plgpu.TilingTransform((8, size))
+    plain = plgpu.SMEM(shape, dtype, transforms=(swizzle,))
+    tiled = plgpu.SMEM(shape, dtype, transforms=(tiling, swizzle))
+    found.append(plgpu.RefUnion(plain, tiled))
+  return tuple(found)
+
+
+def tiled(shared: tuple[Any, ...], slot: Any) -> list[Any]:
+  """Returns the parts of a slot as wgmma takes them."""
+  return [tiled.at[slot] for _, tiled in shared]
+
+
+def mine(shared: tuple[Any, ...], wg: Any, tiles: BackwardTiles) -> list[Any]:
+  """Returns the parts of a warpgroup's rows, in registers if they are held."""
+  found = tiled(shared, wg)
+  if tiles.held:
+    wide = plgpu.Layout.WGMMA
+    found = [plgpu.layout_cast(x[...], wide) for x in found]
+  return found
+
+
+def acc(columns: int) -> Any:
+  return plgpu.ACC((ROWS, columns), jnp.float32)
+
+
+def accs(width: int) -> list[Any]:
+  return [acc(size) for _, size in parts(width)]
+
+
+def _columns(ref: Any) -> list[Any]:
+  """Returns the slices of the parts of an array's width."""
+  found = []
+  for offset, size in parts(ref.shape[-1]):
+    if offset + size > ref.shape[-1]:
+      # Past the end no slice may be static.
+      offset = offset + lax.axis_index(_WG) * 0
+    found.append(pl.ds(offset, size))
+  return found
+
+
+def fetch(
+  ref: Any, place: Any, shared: tuple[Any, ...], slot: Any, barrier: Any
+) -> None:
+  """Begins to load the rows of a head; past the array's end there are zeros.
+
+  One arrival at the barrier for each part.
+  """
+  for columns, (plain, _) in zip(_columns(ref), shared, strict=True):
+    plgpu.copy_gmem_to_smem(ref.at[(*place, columns)], plain.at[slot], barrier)
+
+
+def store(
+  values: Any, shared: tuple[Any, ...], slot: Any, ref: Any, place: Any
+) -> None:
+  """Begins to store parts of rows by way of shared memory, not past the end."""
+  for (_, tiled), value in zip(shared, values, strict=True):
+    tiled.at[slot][...] = value.astype(ref.dtype)
+  plgpu.commit_smem()
+  for columns, (plain, _) in zip(_columns(ref), shared, strict=True):
+    plgpu.copy_smem_to_gmem(plain.at[slot], ref.at[(*place, columns)])
+
+
+def multiply(acc: Any, a: list[Any], b: list[Any]) -> None:
+  """Begins acc + a b', as many products as there are parts."""
+  for x, y in zip(a, b, strict=True):
+    plgpu.wgmma(acc, x, y.transpose((1, 0)))
+
+
+def add(acc: Any, a: jax.Array, b: list[Any]) -> None:
+  """Begins acc + a b, part by part."""
+  for x, y in zip(acc, b, strict=True):
+    plgpu.wgmma(x, a, y)
+
+
+def vector(ref: Any, axis: int, step: int) -> Any:
+  """Loads a vector along `axis` of scores; returns what makes a tile of it."""
+  layout = plgpu.Layout.WGMMA.reduce(1 - axis)
+  vector = plgpu.layout_cast(ref[...], layout)
+  return lambda: lax.broadcast_in_dim(vector, (ROWS, step), (axis,))
+
+
+def seen(plan: Plan, q0: Any, k0: Any, step: int, q_axis: int = 0) -> jax.Array:
+  """Returns which pairs of a tile of scores are seen.
+
+  Where rows are queries, keys past S are seen by none.
+  """
+
+  def index(start, axis):
+    return start + plgpu.broadcasted_iota(
+      jnp.int32, (ROWS, step), axis, layout=plgpu.Layout.WGMMA
+    )
+
+  q, k = index(q0, q_axis), index(k0, 1 - q_axis)
+  seen = None
+  if plan.mask is not None:
+    seen = jax.tree.unflatten(plan.mask, ()).seen(q, k)
+  if q_axis == 0 and plan.S % step:
+    inside = k < plan.S
+    seen = inside if seen is None else seen & inside
+  return seen
+
+
+def _limits(
+  walk: gt.Walk, tables: tuple[Any, ...], row: Any
+) -> tuple[Any, ...]:
+  """Returns the first step of each loop of a row, and the end of the last."""
+  loops = range(len(walk.partial))
+  if walk.fixed is not None:
+    return walk.fixed
+  if len(tables) == 2:
+    return jnp.int32(0), *(tables[1][0, row, n] for n in loops)
+  return tuple(tables[0][row, n] for n in (*loops, len(loops)))
+
+
+def _column(walk: gt.Walk, tables: tuple[Any, ...], row: Any, step: Any) -> Any:
+  """Returns which tile a step is about."""
+  return tables[0][0, row, step] if len(tables) == 2 else step
+
+
+def run(
+  walk: gt.Walk, tables: tuple[Any, ...], row: Any, body: Any, carry: Any
+) -> Any:
+  """Returns carry after body(column, carry, partial) of each tile of a row.
+
+  Like `gt.Walk.run`, on tables that are whole in global memory.
+  """
+  limits = _limits(walk, tables, row)
+  for n, partial in enumerate(walk.partial):
+    lo, hi = limits[n], limits[n + 1]
+    if walk.fixed is not None and hi - lo == 1:
+      carry = body(lo, carry, partial)
+      continue
+
+    def step(t, carry, partial=partial):
+      return body(_column(walk, tables, row, t), carry, partial)
+
+    carry = lax.fori_loop(lo, hi, step, carry)
+  return carry

@@ -1,0 +1,518 @@
+"""What one thread block of `gpu_hopper` does: its loads, steps and stores.
+
+A step is one tile of keys and values: wgmma multiplies queries and keys, the
+softmax goes on by their products, wgmma multiplies its weights and values.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from mmjax.ops import blocks
+from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_tiles import Plan, Walk
+
+ROWS = 64  # queries of a warpgroup: what one wgmma multiplies
+LSE_BLOCK = 128  # rows of lse are padded to a multiple of this
+# A mesh of devices must have no axis of these names.
+B, N, ROW, WG = "hopper_b", "hopper_n", "hopper_row", "hopper_wg"
+# Without types, which jax gives these names wrongly or not at all.
+_mosaic: Any = plgpu
+_LINE = 64  # elements of the 128 bytes that the widest swizzle spans
+
+
+@dataclasses.dataclass(frozen=True)
+class HopperTiles:
+  """What a thread block computes, and how.
+
+  wgs: warpgroups that compute, of 64 queries each; 1 to 3.
+  k: keys a step, a multiple of 16 up to 256; best one of 64.
+  stages: slots for tiles of keys, and as many for values.
+  pingpong: whether two warpgroups take turns at the tensor cores.
+  overlap: whether a warpgroup multiplies the next tile of keys while it takes
+    the softmax of this one. Costs registers: k more for two tiles of scores.
+  """
+
+  wgs: int = 2
+  k: int = 128
+  stages: int = 2
+  pingpong: bool = True
+  overlap: bool = False
+
+  @property
+  def q(self) -> int:
+    return ROWS * self.wgs
+
+
+class Part(NamedTuple):
+  """Columns of a head that lie together in shared memory.
+
+  Those past the width of the head are zeros; they are loaded and stored by
+  nobody.
+  """
+
+  offset: int
+  size: int
+
+  def memory(self, shape: tuple[int, int], dtype: Any, tiled: bool) -> Any:
+    """Returns what to allocate for [*shape size], for `View.of` to read."""
+    line = min(self.size, _LINE)
+    tiling = _mosaic.TilingTransform((8, line))
+    swizzle = _mosaic.SwizzleTransform(2 * line)
+    full = (*shape, self.size)
+    found = plgpu.SMEM(full, dtype, transforms=(tiling, swizzle))
+    if tiled:
+      return found
+    # Rows of one swizzle one after the other are tiles of 8 of them, too. TMA
+    # is given the first view, since it would not tile lengths like 197.
+    return plgpu.RefUnion(plgpu.SMEM(full, dtype, transforms=(swizzle,)), found)
+
+
+class View(NamedTuple):
+  """Shared memory as TMA fills it, and as wgmma reads it."""
+
+  plain: Any
+  tiled: Any
+
+  @classmethod
+  def of(cls, ref: Any, tiled: bool) -> "View":
+    return cls(ref, ref) if tiled else cls(*ref)
+
+
+def split(width: int) -> tuple[Part, ...]:
+  """Returns parts of 64 columns, and one of 16, 32 or 64 for the rest."""
+  whole = width // _LINE * _LINE
+  parts = [Part(i, _LINE) for i in range(0, whole, _LINE)]
+  if whole < width:
+    parts.append(Part(whole, max(16, pl.next_power_of_2(width - whole))))
+  return tuple(parts)
+
+
+def value_rows(tiles: HopperTiles) -> int:
+  """Returns the values of a step: wgmma takes weights by 64 of them."""
+  return gt.up(tiles.k, _LINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What all warpgroups of a kernel know.
+
+  loader: whether a warpgroup of its own loads. There is none where all tiles
+    have a slot of their own: nobody needs to wait for a slot to be free.
+  overlap: as of the tiles, where every row of the walk has a step.
+  tiled: whether TMA tiles rows by 8 as wgmma reads them. It can if lengths
+    are multiples of 8.
+  parts: the columns of a head. One part if tiled, else as of `split`: up to 64
+    columns lie alike with tiles and without.
+  """
+
+  plan: Plan
+  tiles: HopperTiles
+  dtype: Any
+  walk: Walk
+  rows: int
+  loader: bool
+  overlap: bool
+  tiled: bool
+  parts: tuple[Part, ...]
+
+  @classmethod
+  def of(cls, plan: Plan, tiles: HopperTiles, dtype: Any) -> "Work":
+    kinds = plan.kinds((), gt.Tiles(q=tiles.q, k=tiles.k))
+    walk = gt.walk(kinds, tail=plan.S % tiles.k > 0)
+    loader = walk.fixed is None or _steps(walk) > tiles.stages
+    tiled = plan.T % 8 == plan.S % 8 == plan.H % _LINE == 0
+    return cls(
+      plan,
+      tiles,
+      dtype,
+      walk,
+      rows=pl.cdiv(plan.T, tiles.q),
+      loader=loader,
+      overlap=tiles.overlap and bool((kinds != blocks.EMPTY).any(1).all()),
+      tiled=tiled,
+      parts=(Part(0, plan.H),) if tiled else split(plan.H),
+    )
+
+  @property
+  def turns(self) -> bool:
+    """Whether two warpgroups take turns at the tensor cores."""
+    once = self.walk.fixed is not None and _steps(self.walk) < 2
+    return self.tiles.pingpong and self.tiles.wgs == 2 and not once
+
+  @property
+  def stages(self) -> int:
+    return self.tiles.stages if self.loader else max(1, _steps(self.walk))
+
+
+class Block:
+  """One thread block, as one of its warpgroups sees it while it is traced."""
+
+  def __init__(self, work, refs, memory, signals, wg):
+    self.work, self.plan, self.tiles = work, work.plan, work.tiles
+    self.q_ref, self.k_ref, self.v_ref, *tables, self.out, self.lse = refs
+    self.signals, self.wg = signals, wg
+    # Zero. A slice that may reach past the end must not be static.
+    self.none = wg * 0
+    self.memory = {
+      name: [View.of(ref, work.tiled) for ref in memory[name]]
+      for name in ("q", "k", "v")
+    }
+    self.lse_memory = memory["lse"]
+    self.b, self.n = lax.axis_index(B), lax.axis_index(N)
+    row = lax.axis_index(ROW)
+    if work.walk.last_first:
+      row = work.rows - 1 - row
+    self.q0 = row * self.tiles.q
+    self.row, self.tables = row, tuple(tables)
+    self.c = self.plan.scale * gt.LOG2E
+    self.masked = self.plan.mask is not None
+
+  # Loads.
+
+  def columns(self, part: Part) -> Any:
+    if part.offset + part.size <= self.plan.H:
+      return pl.ds(part.offset, part.size)
+    return pl.ds(part.offset + self.none, part.size)
+
+  def load_q(self, wg: Any) -> None:
+    rows = (self.b, pl.ds(self.q0 + wg * ROWS, ROWS), self.n)
+    for view, part in zip(self.memory["q"], self.work.parts, strict=True):
+      plgpu.copy_gmem_to_smem(
+        self.q_ref.at[(*rows, self.columns(part))],
+        view.plain.at[wg],
+        self.signals["q"].at[wg],
+      )
+
+  def load_side(self, name: str, column: Any, slot: Any) -> None:
+    """Loads a tile of keys or values; arrives at the barrier of its slot."""
+    ref = self.k_ref if name == "k" else self.v_ref
+    size = self.tiles.k if name == "k" else value_rows(self.tiles)
+    start = column * self.tiles.k + self.none
+    head = lax.div(self.n, jnp.int32(self.plan.group))
+    rows = (self.b, pl.ds(start, size), head)
+    for view, part in zip(self.memory[name], self.work.parts, strict=True):
+      plgpu.copy_gmem_to_smem(
+        ref.at[(*rows, self.columns(part))],
+        view.plain.at[slot],
+        self.signals[name].at[slot],
+      )
+
+  def load_all(self) -> None:
+    """Loads all that the block reads, by warpgroups that compute."""
+    self.load_q(self.wg)
+
+    @pl.when(self.wg == 0)
+    def _():
+      for step in range(_steps(self.work.walk)):
+        self.load_side("k", self.column(step), step)
+        self.load_side("v", self.column(step), step)
+
+  def load(self) -> None:
+    """Loads queries, then tile after tile into slots that are free."""
+    for wg in range(self.tiles.wgs):
+      self.load_q(wg)
+    stages = self.tiles.stages
+
+    def body(step, column, carry):
+      slot = self.slot(step)
+      for name in ("k", "v"):
+
+        @pl.when(step >= stages)
+        def _(name=name):
+          plgpu.barrier_wait(self.signals[f"{name}_free"].at[slot])
+
+        self.load_side(name, column, slot)
+      return carry
+
+    for lo, hi, _ in self.limits():
+      self.walk(lo, hi, body, None)
+
+  # Products and softmax.
+
+  def compute(self) -> None:
+    wide = plgpu.Layout.WGMMA
+    thin = wide.reduce(1)
+    top = jnp.full((ROWS,), -jnp.inf, jnp.float32)
+    top = plgpu.layout_cast(top, thin)
+    total = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), thin)
+    acc = tuple(
+      plgpu.layout_cast(jnp.zeros((ROWS, size), jnp.float32), wide)
+      for _, size in self.work.parts
+    )
+    carry = (top, total, acc)
+    plgpu.barrier_wait(self.signals["q"].at[self.wg])
+    if self.work.turns:
+
+      @pl.when(self.wg == 1)
+      def _():  # the first warpgroup begins
+        plgpu.barrier_arrive(self.signals["turn"].at[0])
+
+      self.await_turn()
+    if self.work.overlap:
+      carry = self.overlapped(carry)
+    else:
+      for lo, hi, partial in self.limits():
+        body = functools.partial(self.step, partial=partial)
+        carry = self.walk(lo, hi, body, carry)
+    if self.work.turns:
+      self.end_turn()
+    self.store(*carry)
+
+  def await_turn(self) -> None:
+    if self.work.turns:
+      plgpu.barrier_wait(self.signals["turn"].at[self.wg])
+
+  def end_turn(self) -> None:
+    if self.work.turns:
+      plgpu.barrier_arrive(self.signals["turn"].at[1 - self.wg])
+
+  def limits(self) -> list[tuple[Any, Any, bool]]:
+    """Returns (first step, end, partial) of each loop of the walk."""
+    walk = self.work.walk
+    if walk.fixed is not None:
+      ends = [x - walk.fixed[0] for x in walk.fixed]
+    elif len(self.tables) == 2:
+      ends = [self.tables[1][0, self.row, n] for n in range(len(walk.partial))]
+      ends = [jnp.int32(0), *ends]
+    else:
+      first = self.tables[0][self.row, 0]
+      ends = [self.tables[0][self.row, n] for n in range(len(walk.partial) + 1)]
+      ends = [x - first for x in ends]
+    return list(zip(ends, ends[1:], walk.partial, strict=False))
+
+  def column(self, step: Any) -> Any:
+    """Returns which tile of keys a step is about."""
+    if self.work.walk.fixed is not None:
+      return self.work.walk.fixed[0] + step
+    if len(self.tables) == 2:
+      return self.tables[0][0, self.row, step]
+    return self.tables[0][self.row, 0] + step
+
+  def slot(self, step: Any) -> Any:
+    if not self.work.loader:
+      return step
+    return lax.rem(step, jnp.int32(self.tiles.stages))
+
+  def walk(self, lo: Any, hi: Any, body: Any, carry: Any) -> Any:
+    """Returns carry after body(step, column, carry) of steps [lo, hi)."""
+    if not self.work.loader:
+      for step in range(lo, hi):
+        carry = body(step, self.column(step), carry)
+      return carry
+
+    def loop(step, carry):
+      return body(step, self.column(step), carry)
+
+    return lax.fori_loop(jnp.int32(lo), jnp.int32(hi), loop, carry)
+
+  def step(self, step, column, carry, partial):
+    """Returns (top, total, acc) after one more tile of keys.
+
+    top: the highest logit of each row, before scale. total: the sum of its
+    weights, relative to top. acc: the sums of weighted values.
+    """
+    top, total, acc = carry
+    slot = self.slot(step)
+    plgpu.barrier_wait(self.signals["k"].at[slot])
+
+    def multiply(ref):
+      self.multiply_keys(ref, slot)
+      self.end_turn()
+      return ref[...]
+
+    scores = pl.run_scoped(multiply, self.score_spec())
+    self.free("k", slot)
+    top, total, fade, weights = self.softmax(
+      scores, column, top, total, partial
+    )
+    weights = weights.astype(self.work.dtype)
+    acc = tuple(x * _rows(fade, x.shape) for x in acc)
+    acc, total, top, weights = lax.optimization_barrier(
+      (acc, total, top, weights)
+    )
+    plgpu.barrier_wait(self.signals["v"].at[slot])
+    self.await_turn()
+    acc = self.mix(weights, slot, acc)
+    self.free("v", slot)
+    return top, total, acc
+
+  def overlapped(self, carry):
+    """Returns what the steps one by one would, their products ahead of time.
+
+    Each step multiplies its keys beside the values of the step before.
+    """
+    top, total, acc = carry
+    limits = self.limits()
+    zero = limits[0][0]
+    column = self.column(zero)
+    slot = self.slot(zero)
+    plgpu.barrier_wait(self.signals["k"].at[slot])
+
+    def multiply(ref):
+      self.multiply_keys(ref, slot)
+      self.end_turn()
+      return ref[...]
+
+    scores = pl.run_scoped(multiply, self.score_spec())
+    self.free("k", slot)
+    # Which loop the first tile is of may differ from row to row.
+    partial = any(x for _, _, x in limits)
+    top, total, _, weights = self.softmax(scores, column, top, total, partial)
+    weights = weights.astype(self.work.dtype)
+    carry = (top, total, acc, weights)
+    for lo, hi, partial in limits:
+      if self.work.walk.fixed is not None:
+        lo = max(lo, 1)
+      else:
+        lo = jnp.maximum(lo, 1)
+      body = functools.partial(self.overlapped_step, partial=partial)
+      carry = self.walk(lo, hi, body, carry)
+    top, total, acc, weights = carry
+    slot = self.slot(limits[-1][1] - 1)
+    plgpu.barrier_wait(self.signals["v"].at[slot])
+    self.await_turn()
+    acc = self.mix(weights, slot, acc)
+    self.free("v", slot)
+    return top, total, acc
+
+  def overlapped_step(self, step, column, carry, partial):
+    top, total, acc, weights = carry
+    slot, last = self.slot(step), self.slot(step - 1)
+    plgpu.barrier_wait(self.signals["k"].at[slot])
+    plgpu.barrier_wait(self.signals["v"].at[last])
+    self.await_turn()
+
+    def multiply(refs):
+      accs, top_ref, total_ref, fade_ref, weights_ref = refs
+
+      def inner(ref):
+        self.multiply_keys(ref, slot)
+        self.multiply_values(accs, weights, last)
+        self.end_turn()
+        # The products of values go on while those of keys are here.
+        return plgpu.wgmma_accumulator_load(ref, wait_n=len(accs))
+
+      scores = pl.run_scoped(inner, self.score_spec())
+      self.free("k", slot)
+      found = self.softmax(scores, column, top, total, partial)
+      found = lax.optimization_barrier(found)
+      for x, value in zip(
+        (top_ref, total_ref, fade_ref, weights_ref), found, strict=True
+      ):
+        x[...] = value
+
+    accs = tuple(_mosaic.ACC.init(x) for x in acc)
+    room = plgpu.layout_cast(
+      jnp.zeros((ROWS, self.tiles.k), jnp.float32), plgpu.Layout.WGMMA
+    )
+    acc, top, total, fade, found = pl.run_state(multiply)(
+      (accs, top, total, top, room)
+    )
+    self.free("v", last)
+    # Cast once the products with the older weights are done: a compiler that
+    # gives both the same registers would put everything in sequence.
+    found = lax.optimization_barrier(found)
+    acc = tuple(x * _rows(fade, x.shape) for x in acc)
+    return top, total, acc, found.astype(self.work.dtype)
+
+  def free(self, name: str, slot: Any) -> None:
+    if self.work.loader:
+      plgpu.barrier_arrive(self.signals[f"{name}_free"].at[slot])
+
+  def score_spec(self) -> Any:
+    return _mosaic.ACC((ROWS, self.tiles.k), jnp.float32)
+
+  def softmax(self, scores, column, top, total, partial):
+    """Returns top, total, what older weights fade by, and the weights."""
+    if partial:
+      seen = self.seen(column)
+      if seen is not None:
+        scores = jnp.where(seen, scores, -jnp.inf)
+    new = jnp.maximum(top, scores.max(axis=1))
+    # Of a row that has seen nothing yet: -inf - -inf would be NaN.
+    shift = jnp.where(new == -jnp.inf, 0.0, new) if self.masked else new
+    shift = shift * self.c
+    fade = jnp.exp2(top * self.c - shift)
+    weights = jnp.exp2(scores * self.c - _rows(shift, scores.shape))
+    total = total * fade + weights.sum(axis=1)
+    return new, total, fade, weights
+
+  def multiply_keys(self, ref, slot) -> None:
+    for q, k in zip(self.memory["q"], self.memory["k"], strict=True):
+      keys = k.tiled.at[slot].transpose((1, 0))
+      plgpu.wgmma(ref, q.tiled.at[self.wg], keys)
+
+  def multiply_values(self, refs, weights, slot) -> None:
+    more = value_rows(self.tiles) - self.tiles.k
+    if more:
+      none = jnp.zeros((ROWS, more), weights.dtype)
+      none = plgpu.layout_cast(none, plgpu.Layout.WGMMA)
+      weights = jnp.concatenate([weights, none], 1)
+    for ref, v in zip(refs, self.memory["v"], strict=True):
+      plgpu.wgmma(ref, weights, v.tiled.at[slot])
+
+  def mix(self, weights, slot, acc):
+    """Returns acc + weights v."""
+
+    def multiply(refs):
+      self.multiply_values(refs, weights, slot)
+
+    return pl.run_state(multiply)(tuple(_mosaic.ACC.init(x) for x in acc))
+
+  def seen(self, column) -> jax.Array | None:
+    """Returns which pairs of a tile are seen, or None for all."""
+    plan, size = self.plan, self.tiles.k
+    shape, layout = (ROWS, size), plgpu.Layout.WGMMA
+    k = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=layout)
+    k = k + column * size
+    seen = (k < plan.S) if plan.S % size else None
+    if plan.mask is not None:
+      q = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=layout)
+      q = q + (self.q0 + self.wg * ROWS)
+      rule = jax.tree.unflatten(plan.mask, ()).seen(q, k)
+      seen = rule if seen is None else rule & seen
+    return seen
+
+  def store(self, top, total, acc) -> None:
+    empty = total == 0.0
+    if self.masked:
+      total = jnp.where(empty, 1.0, total)
+    share = 1.0 / total
+    start = self.q0 + self.wg * ROWS
+    lse = top * self.c + jnp.log2(total)
+    if self.masked:
+      lse = jnp.where(empty, jnp.inf, lse)
+    if self.plan.T % LSE_BLOCK:
+      layout = plgpu.Layout.WGMMA.reduce(1)
+      row = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=layout)
+      lse = jnp.where(row + start < self.plan.T, lse, jnp.inf)
+    for view, x in zip(self.memory["q"], acc, strict=True):
+      view.tiled.at[self.wg][...] = (x * _rows(share, x.shape)).astype(
+        self.work.dtype
+      )
+    self.lse_memory.at[self.wg][...] = lse
+    plgpu.commit_smem()
+    for view, part in zip(self.memory["q"], self.work.parts, strict=True):
+      rows = (self.b, pl.ds(start, ROWS), self.n, self.columns(part))
+      plgpu.copy_smem_to_gmem(view.plain.at[self.wg], self.out.at[rows])
+    plgpu.copy_smem_to_gmem(
+      self.lse_memory.at[self.wg],
+      self.lse.at[self.b, self.n, pl.ds(start, ROWS)],
+    )
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  return lax.broadcast_in_dim(x, shape, [0])
+
+
+def _steps(walk: Walk) -> int:
+  assert walk.fixed is not None
+  return walk.fixed[-1] - walk.fixed[0]

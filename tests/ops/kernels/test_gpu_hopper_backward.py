@@ -1,0 +1,223 @@
+"""The backward kernels for Hopper: on a CPU against float64, and lowered.
+
+Where jax has an interpreter of GPU kernels; `mosaic` says what of it is ours.
+"""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from mmjax.ops import masks
+from mmjax.ops.kernels import gpu_hopper_backward
+from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_hopper_backward import BackwardTiles
+
+HERE = pathlib.Path(__file__).parent
+
+
+def _beside(name):
+  spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+cases, mosaic = _beside("cases"), _beside("mosaic")
+interpreted = pytest.mark.skipif(mosaic.MISSING, reason="no GPU interpreter")
+# Of the greatest gradient: slopes are of 16 bits, and so are results.
+WITHIN = {"bfloat16": 1.2e-2, "float16": 2e-3}
+ONE = BackwardTiles(1)
+
+
+def _plan(T, S, N, K, H, mask, B=1):
+  return gt.Plan(
+    *(B, T, S, N, K, H, H),
+    scale=0.3,
+    softcap=None,
+    rate=0.0,
+    mask=None if mask is None else jax.tree.structure(mask),
+    axes=() if mask is None else masks.leaf_axes(mask),
+    bias=None,
+    tiles=(),
+    interpret=False,
+  )
+
+
+def _both(plan, tiles, *args):
+  d_q = gpu_hopper_backward.d_q(plan, *args, tiles)
+  return d_q, *gpu_hopper_backward.d_kv(plan, *args, tiles)
+
+
+def _sums(plan, mask, q, k, v, d_out, out):
+  """Returns lse and delta as the kernels take them."""
+  q, k, d_out = (np.asarray(x, float) for x in (q, k, d_out))
+  k = np.repeat(k, plan.group, axis=2)
+  e = np.exp(np.einsum("BTNH,BSNH->BNTS", q, k) * plan.scale)
+  if mask is not None:
+    e = np.where(np.asarray(masks.dense(mask, plan.T, plan.S)), e, 0.0)
+  total = e.sum(-1)
+  lse = np.where(total, np.log2(np.where(total, total, 1.0)), np.inf)
+  delta = np.einsum("BTNH,BTNH->BNT", out, d_out)
+  length = gt.up(plan.T, gt.LSE_ROWS)
+  return (
+    gt.fit(jnp.asarray(lse, jnp.float32), length, jnp.inf),
+    gt.fit(jnp.asarray(delta, jnp.float32), length, 0.0),
+  )
+
+
+def _case(mask, tiles, T, S, N=1, K=1, H=64, B=1, dtype="bfloat16", wrong=None):
+  """Returns the gradients of q, k and v, and how far off they are."""
+  draw = np.random.default_rng(T + S + H)
+  shapes = (B, T, N, H), (B, S, K, H), (B, S, K, H), (B, T, N, H)
+  q, k, v, d_out = (jnp.asarray(draw.normal(size=x), dtype) for x in shapes)
+  plan = _plan(T, S, N, K, H, wrong or mask, B)
+  out, *want = cases.truth(
+    (q, k, v, None), d_out, mask, plan.scale, None, 0.0, None
+  )
+  args = q, k, v, d_out, *_sums(plan, mask, q, k, v, d_out, out)
+  with mosaic.interpreted():
+    got = jax.jit(lambda *x: _both(plan, tiles, *x))(*args)
+  assert [(x.shape, x.dtype) for x in got] == [(x, dtype) for x in shapes[:3]]
+  got = [np.asarray(x, float) for x in got]
+  return got, [
+    np.abs(x - y).max() / max(np.abs(y).max(), 1.0)
+    for x, y in zip(got, want, strict=True)
+  ]
+
+
+FAST = {
+  # Tails on both sides and of the width; one warpgroup is all past the end.
+  "none": (None, dict(T=60, S=75, H=72, tiles=BackwardTiles(2, 64, 2))),
+  # More steps than slots, grouped heads, rows in registers.
+  "causal": (
+    masks.Causal(),
+    dict(
+      T=203,
+      S=203,
+      N=2,
+      dtype="float16",
+      tiles=BackwardTiles(1, 64, 2, held=True),
+    ),
+  ),
+  "banded": (
+    masks.Banded(11),
+    dict(T=70, S=140, H=128, tiles=BackwardTiles(1, 64, 2)),
+  ),
+  # Tiles from a list.
+  "row": (masks.Row(64, 3, 64), dict(T=200, S=200, H=24, tiles=ONE)),
+}
+
+
+@interpreted
+@pytest.mark.parametrize("name", FAST)
+def test_gradients(name):
+  mask, given = FAST[name]
+  _, off = _case(mask, **given)
+  assert max(off) < WITHIN[given.get("dtype", "bfloat16")], off
+
+
+@interpreted
+@pytest.mark.parametrize("tiles", (BackwardTiles(2), ONE))
+def test_rows_that_see_nothing_give_and_get_nothing(tiles):
+  mask = masks.Causal(-70)  # a whole tile of queries, and some of the next
+  (d_q, d_k, d_v), off = _case(mask, tiles, T=100, S=80)
+  assert max(off) < WITHIN["bfloat16"], off
+  np.testing.assert_array_equal(d_q[:, :70], 0.0)
+  for x in (d_k, d_v):
+    np.testing.assert_array_equal(x[:, 30:], 0.0)
+    assert x[:, :30].any()
+
+
+@interpreted
+def test_wrong_mask_is_noticed():
+  tiles = BackwardTiles(1)
+  _, off = _case(masks.Causal(), tiles, T=50, S=50, wrong=masks.Causal(1))
+  assert min(off) > 0.05, off
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("width", (8, 40, 72, 96, 104))
+@pytest.mark.parametrize(
+  "name", [x for x, y in cases.specs(1, 1).items() if not jax.tree.leaves(y)]
+)
+def test_every_mask_with_every_width(name, width):
+  tiles = {
+    8: BackwardTiles(2, 128, 2),
+    40: BackwardTiles(3, 64, 2),
+    72: BackwardTiles(1, 64, 2, held=True),
+    96: BackwardTiles(2, 64, 4),
+    104: BackwardTiles(1, 64, 3),
+  }[width]
+  mask = cases.specs(133, 140)[name]
+  _, off = _case(mask, tiles, T=133, S=140, N=4, K=2, H=width, B=2)
+  assert max(off) < WITHIN["bfloat16"], off
+
+
+def _lower(plan, tiles):
+  """Lowers both kernels for an H100; returns the module's text."""
+  h100 = AbstractDevice(
+    device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"
+  )
+  q, k = (
+    jax.ShapeDtypeStruct((plan.B, length, heads, plan.H), jnp.bfloat16)
+    for length, heads in ((plan.T, plan.N), (plan.S, plan.K))
+  )
+  rows = (plan.B, plan.N, gt.up(plan.T, gt.LSE_ROWS))
+  rows = jax.ShapeDtypeStruct(rows, jnp.float32)
+  mesh = AbstractMesh((1,), ("x",), abstract_device=h100)
+  with jax.sharding.use_abstract_mesh(mesh):
+    traced = jax.jit(lambda *x: _both(plan, tiles, *x)).trace(
+      q, k, k, q, rows, rows
+    )
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(
+  "plan, tiles",
+  (
+    (_plan(197, 197, 4, 4, 64, None), BackwardTiles(held=True)),
+    (_plan(729, 729, 2, 2, 72, None), BackwardTiles(2, 64, 2)),
+    (
+      _plan(1280, 1280, 4, 2, 128, masks.Conv(256, 32, 32, 11)),
+      BackwardTiles(),
+    ),
+    (_plan(100, 1500, 2, 2, 96, masks.Causal(1400)), ONE),
+    (_plan(300, 100, 2, 1, 32, masks.Column(44, 16, 16)), ONE),
+  ),
+)
+def test_lowers_for_a_gpu(plan, tiles):
+  text = _lower(plan, tiles)
+  assert "attention_dq" in text and "attention_dkv" in text
+
+
+def test_what_is_refused_is_said():
+  def why(tiles=BackwardTiles(), H=64, width=None):  # noqa: B008
+    plan = _plan(197, 197, 4, 2, H, None)
+    plan = dataclasses.replace(plan, width=width or H)
+    return gpu_hopper_backward.refuses(plan, tiles)
+
+  for width in (8, 72, 80, 96, 128):
+    assert why(H=width) is None
+  for word, given in {
+    "value width 32": dict(width=32),
+    "head_dim 68": dict(H=68),
+    "head_dim 136": dict(H=136),
+    "step": dict(tiles=BackwardTiles(step=96)),
+    "stages": dict(tiles=BackwardTiles(stages=1)),
+    "wgs are": dict(tiles=BackwardTiles(4)),
+    "shared memory": dict(tiles=BackwardTiles(2, 128, 3), H=128),
+  }.items():
+    assert word in str(why(**given))
+  q = jax.ShapeDtypeStruct((1, 197, 4, 64), jnp.bfloat16)
+  rows = jax.ShapeDtypeStruct((1, 4, 256), jnp.float32)
+  plan = _plan(197, 197, 4, 4, 64, None)
+  for f in (gpu_hopper_backward.d_q, gpu_hopper_backward.d_kv):
+    with pytest.raises(ValueError, match=r"refuses .*stages at least 2"):
+      f(plan, q, q, q, q, rows, rows, BackwardTiles(stages=1))
