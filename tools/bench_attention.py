@@ -133,8 +133,8 @@ def row_of(name: str, interpret: bool) -> dict:
   pairs = T * T
   if mask == "causal":
     pairs = T * (T + 1) // 2
-  elif mask is not None:
-    pairs = int(np.sum(seen(mask, T)))
+  elif (booleans := seen(mask, T)) is not None:
+    pairs = int(booleans.sum())
   return {
     "shape": [B, T, N, H],
     "mask": mask,

@@ -120,7 +120,8 @@ def for_hopper(plan: Plan, dtype: Any) -> Plan:
   """Returns the plan with the kernels for Hopper where these were faster.
 
   On an H100, by tools/tune_gpu.py. A predicate on a tile costs them more than
-  the others, so masks of which many tiles are partial stay where they are.
+  the others, so masks of which many tiles are partial stay where they are; so
+  do lengths that fill the larger tiles of Hopper badly.
   """
   if min(plan.T, plan.S) < 128 or gpu_hopper.refuses(plan, dtype) is not None:
     return plan
@@ -136,10 +137,12 @@ def for_hopper(plan: Plan, dtype: Any) -> Plan:
   elif _partial(plan) > 1 / 3:
     return plan
   elif short:
+    if _computed(plan, 128) > 1.25 * _computed(plan, 64):
+      return plan
     found = dict(forward=HopperTiles(2, 128, 2, pingpong=False))
   elif masked:
     found = dict(
-      forward=HopperTiles(2, 128, 2, overlap=True),
+      forward=HopperTiles(2, 128, 2),
       d_q=BackwardTiles(2, 64, 3),
       d_kv=BackwardTiles(2, 64, 4, held=True),
     )
@@ -150,6 +153,11 @@ def for_hopper(plan: Plan, dtype: Any) -> Plan:
       d_kv=BackwardTiles(2, 64, 4, held=True),
     )
   return dataclasses.replace(plan, tiles=plan.tiles._replace(**found))
+
+
+def _computed(plan: Plan, side: int) -> int:
+  """Returns how many scores of a head square tiles compute."""
+  return gt.up(plan.T, side) * gt.up(plan.S, side)
 
 
 def _partial(plan: Plan) -> float:

@@ -84,8 +84,8 @@ def d_q(plan, q, k, v, d_out, lse, delta, extra):
   """Returns the gradient of q."""
   tiles = plan.tiles.d_q
   if isinstance(tiles, BackwardTiles):
-    kernel = gpu_hopper_backward.d_q
-    return _hopper(kernel, plan, tiles, q, k, v, d_out, lse, delta)
+    given = (tiles, q, k, v, d_out, lse, delta)
+    return _hopper(gpu_hopper_backward.d_q, plan, *given)
   lse = gt.fit(lse, plan.T, jnp.inf)
   kinds = plan.kinds(extra.leaves, tiles)
   walk = gt.walk(kinds, tail=plan.S % tiles.k > 0)
@@ -155,8 +155,8 @@ def d_kv(plan, q, k, v, d_out, lse, delta, extra):
   """Returns the gradients of k and v."""
   tiles = plan.tiles.d_kv
   if isinstance(tiles, BackwardTiles):
-    kernel = gpu_hopper_backward.d_kv
-    return _hopper(kernel, plan, tiles, q, k, v, d_out, lse, delta)
+    given = (tiles, q, k, v, d_out, lse, delta)
+    return _hopper(gpu_hopper_backward.d_kv, plan, *given)
   lse = gt.fit(lse, plan.T, jnp.inf)
   kinds = plan.kinds(extra.leaves, tiles)
   # Queries past T weigh nothing (their lse is +inf), and what keys past S get

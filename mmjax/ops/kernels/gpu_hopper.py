@@ -19,9 +19,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from mmjax.ops.kernels import gpu_hopper_memory as hm
 from mmjax.ops.kernels import gpu_hopper_steps as steps
 from mmjax.ops.kernels import gpu_tiles as gt
-from mmjax.ops.kernels.gpu_hopper_steps import ROWS, HopperTiles, Work
+from mmjax.ops.kernels.gpu_hopper_memory import ROWS
+from mmjax.ops.kernels.gpu_hopper_steps import HopperTiles, Work
 from mmjax.ops.kernels.gpu_tiles import Plan
 
 DTYPES = ("bfloat16", "float16")
@@ -102,7 +104,7 @@ def forward(
   if why is not None:
     raise ValueError(f"the Hopper kernel refuses {why}.")
   work = Work.of(plan, tiles, jnp.dtype(q.dtype))
-  length = gt.up(plan.T, steps.LSE_BLOCK)
+  length = gt.up(plan.T, gt.LSE_ROWS)
   scratch, barriers = _scratch(work), _barriers(work)
 
   def attention_forward(*refs):
@@ -110,7 +112,7 @@ def forward(
       lambda memory, signals: _run(work, refs, memory, signals),
       scratch,
       barriers,
-      collective_axes=steps.WG,
+      collective_axes=hm.WG,
     )
 
   out, lse = plgpu.kernel(
@@ -121,9 +123,9 @@ def forward(
     ],
     # The last axis runs fastest: blocks side by side share keys and values.
     grid=(plan.B, plan.N, work.rows),
-    grid_names=(steps.B, steps.N, steps.ROW),
+    grid_names=(hm.B, hm.N, hm.ROW),
     num_threads=tiles.wgs + int(work.loader),
-    thread_name=steps.WG,
+    thread_name=hm.WG,
     compiler_params=plgpu.CompilerParams(
       approx_math=True,
       # Arrays of warpgroups are laid out by hand; so are views of one memory.
@@ -166,7 +168,7 @@ def _barriers(work: Work) -> dict[str, Any]:
 
 def _run(work: Work, refs: tuple[Any, ...], memory: Any, signals: Any) -> None:
   """Gives each warpgroup what it does."""
-  wg = lax.axis_index(steps.WG)
+  wg = lax.axis_index(hm.WG)
   block = steps.Block(work, refs, memory, signals, wg)
   if not work.loader:
     block.load_all()
@@ -188,6 +190,6 @@ def _run(work: Work, refs: tuple[Any, ...], memory: Any, signals: Any) -> None:
 
 
 def _smem_bytes(plan: Plan, tiles: HopperTiles) -> int:
-  width = sum(part.size for part in steps.split(plan.H))
+  width = sum(part.size for part in hm.split(plan.H))
   rows = tiles.q + tiles.stages * (tiles.k + steps.value_rows(tiles))
   return 2 * width * rows + 4 * tiles.q + 4096

@@ -15,6 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from mmjax.ops.kernels import gpu_hopper_memory as hm
 from mmjax.ops.kernels import gpu_hopper_ring as hr
 from mmjax.ops.kernels import gpu_tiles as gt
 from mmjax.ops.kernels.gpu_hopper_ring import BackwardTiles
@@ -40,7 +41,7 @@ def refuses(plan: Plan, tiles: BackwardTiles) -> str | None:
   if tiles.wgs not in (1, 2, 3):
     return f"{tiles}; wgs are 1 to 3"
   rows = 2 * (tiles.rows + tiles.stages * tiles.step)
-  wide = sum(size for _, size in hr.parts(plan.H))
+  wide = sum(size for _, size in hm.split(plan.H))
   size = rows * (2 * wide + 4) + 4096
   if size > _SMEM:
     return f"{tiles} of width {plan.H}; {size} bytes of shared memory"
@@ -76,7 +77,7 @@ def d_q(
     ValueError: what `refuses` says.
   """
   _check(plan, tiles)
-  step, dtype, parts = tiles.step, q.dtype, len(hr.parts(plan.H))
+  step, dtype, parts = tiles.step, q.dtype, len(hm.split(plan.H))
   block = gt.Tiles(q=tiles.rows, k=step)
   walk = gt.walk(plan.kinds((), block), tail=plan.S % step > 0)
   grid = hr.Grid(plan.B, plan.N, pl.cdiv(plan.T, tiles.rows), tiles, walk)
@@ -91,7 +92,7 @@ def d_q(
     head = lax.div(n, jnp.int32(plan.group)) if plan.group > 1 else n
 
     def load_own(w):
-      mine = pl.ds(q0 + w * hr.ROWS, hr.ROWS)
+      mine = pl.ds(q0 + w * hm.ROWS, hm.ROWS)
       hr.fetch(q_ref, (b, mine, n), q_own, w, ready.at[w])
       hr.fetch(d_out_ref, (b, mine, n), d_out_own, w, ready.at[w])
       for ref, to in ((lse_ref, lse_own), (delta_ref, delta_own)):
@@ -124,7 +125,7 @@ def d_q(
             logits = plgpu.wgmma_accumulator_load(scores, wait_n=parts)
             weights = jnp.exp2(logits * (plan.scale * gt.LOG2E) - lse())
             if partial:
-              seen = hr.seen(plan, q0 + wg * hr.ROWS, column * step, step)
+              seen = hr.seen(plan, q0 + wg * hm.ROWS, column * step, step)
               weights = jnp.where(seen, weights, 0.0)
             slope = plgpu.wgmma_accumulator_load(d_weights, wait_n=0)
             return (weights * (slope - delta())).astype(dtype)
@@ -137,15 +138,15 @@ def d_q(
         return tuple(x[...] for x in acc)
 
       acc = pl.run_scoped(accumulate, *hr.accs(plan.H))
-      at = (b, pl.ds(q0 + wg * hr.ROWS, hr.ROWS), n)
+      at = (b, pl.ds(q0 + wg * hm.ROWS, hm.ROWS), n)
       hr.store([x * plan.scale for x in acc], q_own, wg, out_ref, at)
       plgpu.wait_smem_to_gmem(0)
 
     grid.run(wg, load_own, ring, compute)
 
-  own = hr.shared(tiles.wgs, hr.ROWS, plan.H, dtype)
+  own = hr.shared(tiles.wgs, hm.ROWS, plan.H, dtype)
   slot = hr.shared(tiles.stages, step, plan.H, dtype)
-  vectors = plgpu.SMEM((tiles.wgs, hr.ROWS), jnp.float32)
+  vectors = plgpu.SMEM((tiles.wgs, hm.ROWS), jnp.float32)
   return grid.call(
     kernel,
     "attention_dq",
@@ -186,7 +187,7 @@ def d_kv(
     ValueError: what `refuses` says.
   """
   _check(plan, tiles)
-  step, dtype, parts = tiles.step, k.dtype, len(hr.parts(plan.H))
+  step, dtype, parts = tiles.step, k.dtype, len(hm.split(plan.H))
   # dk, dv and two tiles of scores are 192 registers at width 128.
   widest = 96 if plan.mask is None else 80  # that ptxas does not serialize
   overlap = plan.H <= (64 if tiles.held else widest)
@@ -206,7 +207,7 @@ def d_kv(
     k0 = row * tiles.rows
 
     def load_own(w):
-      at = (b, pl.ds(k0 + w * hr.ROWS, hr.ROWS), head)
+      at = (b, pl.ds(k0 + w * hm.ROWS, hm.ROWS), head)
       hr.fetch(k_ref, at, k_own, w, ready.at[w])
       hr.fetch(v_ref, at, v_own, w, ready.at[w])
 
@@ -242,7 +243,7 @@ def d_kv(
             weights = jnp.exp2(logits * (plan.scale * gt.LOG2E) - lse())
             if partial:
               seen = hr.seen(
-                plan, column * step, k0 + wg * hr.ROWS, step, q_axis=1
+                plan, column * step, k0 + wg * hm.ROWS, step, q_axis=1
               )
               weights = jnp.where(seen, weights, 0.0)
             weights_16 = weights.astype(dtype)
@@ -273,14 +274,14 @@ def d_kv(
         return tuple(x[...] for x in acc)
 
       acc = pl.run_scoped(accumulate, *hr.accs(plan.H), *hr.accs(plan.H))
-      at = (b, pl.ds(k0 + wg * hr.ROWS, hr.ROWS), head)
+      at = (b, pl.ds(k0 + wg * hm.ROWS, hm.ROWS), head)
       hr.store([x * plan.scale for x in acc[:parts]], k_own, wg, d_k_ref, at)
       hr.store(acc[parts:], v_own, wg, d_v_ref, at)
       plgpu.wait_smem_to_gmem(0)
 
     grid.run(wg, load_own, ring, compute)
 
-  own = hr.shared(tiles.wgs, hr.ROWS, plan.H, dtype)
+  own = hr.shared(tiles.wgs, hm.ROWS, plan.H, dtype)
   slot = hr.shared(tiles.stages, step, plan.H, dtype)
   vectors = plgpu.SMEM((tiles.stages, step), jnp.float32)
   return grid.call(

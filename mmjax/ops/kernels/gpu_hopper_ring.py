@@ -15,12 +15,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from mmjax.ops.kernels import gpu_hopper_memory as hm
 from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_hopper_memory import ROWS
 from mmjax.ops.kernels.gpu_tiles import Plan
-
-ROWS = 64  # of a warpgroup: M of a wgmma instruction
-# A mesh of devices must have no axis of these names.
-_B, _N, _ROW, _WG = "hopper_b", "hopper_n", "hopper_row", "hopper_wg"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +63,15 @@ class Grid:
 
   def place(self) -> tuple[Any, Any, Any, Any]:
     """Returns batch row, head, row of tiles and warpgroup."""
-    row = lax.axis_index(_ROW)
+    row = lax.axis_index(hm.ROW)
     if self.walk.last_first:
       row = self.rows - 1 - row
-    return lax.axis_index(_B), lax.axis_index(_N), row, lax.axis_index(_WG)
+    return (
+      lax.axis_index(hm.B),
+      lax.axis_index(hm.N),
+      row,
+      lax.axis_index(hm.WG),
+    )
 
   def run(self, wg: Any, load_own: Any, ring: "Ring", compute: Any) -> None:
     """Splits a CTA into its warpgroups; load_own(w) loads the rows of one."""
@@ -93,9 +96,9 @@ class Grid:
       scratch_types=scratch,
       # The last one counts fastest: a head's CTAs share what L2 holds.
       grid=(self.batch, self.heads, self.rows),
-      grid_names=(_B, _N, _ROW),
+      grid_names=(hm.B, hm.N, hm.ROW),
       num_threads=self.tiles.wgs + 1,
-      thread_name=_WG,
+      thread_name=hm.WG,
       kernel_name=name,
       compiler_params=plgpu.CompilerParams(
         approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
@@ -184,37 +187,11 @@ def signals(tiles: BackwardTiles, loads: int) -> tuple[Any, ...]:
   return full, free
 
 
-def parts(width: int) -> tuple[tuple[int, int], ...]:
-  """Returns (offset, size) of the columns that lie together in shared memory.
-
-  64 of 16 bits are the 128 bytes that a swizzle spans at most; of the rest, 16
-  or 32 with a narrower swizzle. The last part may reach past the width: there
-  TMA loads zeros and stores nothing.
-  """
-  found = [(x, 64) for x in range(0, width - 63, 64)]
-  rest = width % 64
-  if rest:
-    size = 16 if rest <= 16 else 32 if rest <= 32 else 64
-    found.append((width - rest, size))
-  return tuple(found)
-
-
 def shared(count: int, rows: int, width: int, dtype: Any) -> tuple[Any, ...]:
-  """Returns shared memory for `count` x [rows width], of each part its own.
-
-  Two views of the same bytes, as TMA takes them and as wgmma and stores do:
-  the tiles of 8 rows that wgmma is told of would ask lengths in global memory
-  to be multiples of 8.
-  """
-  found = []
-  for _, size in parts(width):
-    shape = (count, rows, size)
-    swizzle = plgpu.SwizzleTransform(2 * size)
-    tiling = plgpu.TilingTransform((8, size))
-    plain = plgpu.SMEM(shape, dtype, transforms=(swizzle,))
-    tiled = plgpu.SMEM(shape, dtype, transforms=(tiling, swizzle))
-    found.append(plgpu.RefUnion(plain, tiled))
-  return tuple(found)
+  """Returns shared memory for `count` x [rows width], of each part its own."""
+  return tuple(
+    part.memory((count, rows), dtype, tiled=False) for part in hm.split(width)
+  )
 
 
 def tiled(shared: tuple[Any, ...], slot: Any) -> list[Any]:
@@ -232,20 +209,20 @@ def mine(shared: tuple[Any, ...], wg: Any, tiles: BackwardTiles) -> list[Any]:
 
 
 def acc(columns: int) -> Any:
-  return plgpu.ACC((ROWS, columns), jnp.float32)
+  return hm.MOSAIC.ACC((ROWS, columns), jnp.float32)
 
 
 def accs(width: int) -> list[Any]:
-  return [acc(size) for _, size in parts(width)]
+  return [acc(size) for _, size in hm.split(width)]
 
 
 def _columns(ref: Any) -> list[Any]:
   """Returns the slices of the parts of an array's width."""
   found = []
-  for offset, size in parts(ref.shape[-1]):
+  for offset, size in hm.split(ref.shape[-1]):
     if offset + size > ref.shape[-1]:
       # Past the end no slice may be static.
-      offset = offset + lax.axis_index(_WG) * 0
+      offset = offset + lax.axis_index(hm.WG) * 0
     found.append(pl.ds(offset, size))
   return found
 
@@ -291,7 +268,7 @@ def vector(ref: Any, axis: int, step: int) -> Any:
   return lambda: lax.broadcast_in_dim(vector, (ROWS, step), (axis,))
 
 
-def seen(plan: Plan, q0: Any, k0: Any, step: int, q_axis: int = 0) -> jax.Array:
+def seen(plan: Plan, q0: Any, k0: Any, step: int, q_axis: int = 0) -> Any:
   """Returns which pairs of a tile of scores are seen.
 
   Where rows are queries, keys past S are seen by none.

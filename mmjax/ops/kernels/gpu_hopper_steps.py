@@ -6,7 +6,7 @@ softmax goes on by their products, wgmma multiplies its weights and values.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mmjax.ops import blocks
+from mmjax.ops.kernels import gpu_hopper_memory as hm
 from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_hopper_memory import ROWS, View
 from mmjax.ops.kernels.gpu_tiles import Plan, Walk
-
-ROWS = 64  # queries of a warpgroup: what one wgmma multiplies
-LSE_BLOCK = 128  # rows of lse are padded to a multiple of this
-# A mesh of devices must have no axis of these names.
-B, N, ROW, WG = "hopper_b", "hopper_n", "hopper_row", "hopper_wg"
-# Without types, which jax gives these names wrongly or not at all.
-_mosaic: Any = plgpu
-_LINE = 64  # elements of the 128 bytes that the widest swizzle spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,53 +44,9 @@ class HopperTiles:
     return ROWS * self.wgs
 
 
-class Part(NamedTuple):
-  """Columns of a head that lie together in shared memory.
-
-  Those past the width of the head are zeros; they are loaded and stored by
-  nobody.
-  """
-
-  offset: int
-  size: int
-
-  def memory(self, shape: tuple[int, int], dtype: Any, tiled: bool) -> Any:
-    """Returns what to allocate for [*shape size], for `View.of` to read."""
-    line = min(self.size, _LINE)
-    tiling = _mosaic.TilingTransform((8, line))
-    swizzle = _mosaic.SwizzleTransform(2 * line)
-    full = (*shape, self.size)
-    found = plgpu.SMEM(full, dtype, transforms=(tiling, swizzle))
-    if tiled:
-      return found
-    # Rows of one swizzle one after the other are tiles of 8 of them, too. TMA
-    # is given the first view, since it would not tile lengths like 197.
-    return plgpu.RefUnion(plgpu.SMEM(full, dtype, transforms=(swizzle,)), found)
-
-
-class View(NamedTuple):
-  """Shared memory as TMA fills it, and as wgmma reads it."""
-
-  plain: Any
-  tiled: Any
-
-  @classmethod
-  def of(cls, ref: Any, tiled: bool) -> "View":
-    return cls(ref, ref) if tiled else cls(*ref)
-
-
-def split(width: int) -> tuple[Part, ...]:
-  """Returns parts of 64 columns, and one of 16, 32 or 64 for the rest."""
-  whole = width // _LINE * _LINE
-  parts = [Part(i, _LINE) for i in range(0, whole, _LINE)]
-  if whole < width:
-    parts.append(Part(whole, max(16, pl.next_power_of_2(width - whole))))
-  return tuple(parts)
-
-
 def value_rows(tiles: HopperTiles) -> int:
   """Returns the values of a step: wgmma takes weights by 64 of them."""
-  return gt.up(tiles.k, _LINE)
+  return gt.up(tiles.k, hm.LINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,14 +70,14 @@ class Work:
   loader: bool
   overlap: bool
   tiled: bool
-  parts: tuple[Part, ...]
+  parts: tuple[hm.Part, ...]
 
   @classmethod
   def of(cls, plan: Plan, tiles: HopperTiles, dtype: Any) -> "Work":
     kinds = plan.kinds((), gt.Tiles(q=tiles.q, k=tiles.k))
     walk = gt.walk(kinds, tail=plan.S % tiles.k > 0)
     loader = walk.fixed is None or _steps(walk) > tiles.stages
-    tiled = plan.T % 8 == plan.S % 8 == plan.H % _LINE == 0
+    tiled = plan.T % 8 == plan.S % 8 == plan.H % hm.LINE == 0
     return cls(
       plan,
       tiles,
@@ -137,7 +87,7 @@ class Work:
       loader=loader,
       overlap=tiles.overlap and bool((kinds != blocks.EMPTY).any(1).all()),
       tiled=tiled,
-      parts=(Part(0, plan.H),) if tiled else split(plan.H),
+      parts=(hm.Part(0, plan.H),) if tiled else hm.split(plan.H),
     )
 
   @property
@@ -165,8 +115,8 @@ class Block:
       for name in ("q", "k", "v")
     }
     self.lse_memory = memory["lse"]
-    self.b, self.n = lax.axis_index(B), lax.axis_index(N)
-    row = lax.axis_index(ROW)
+    self.b, self.n = lax.axis_index(hm.B), lax.axis_index(hm.N)
+    row = lax.axis_index(hm.ROW)
     if work.walk.last_first:
       row = work.rows - 1 - row
     self.q0 = row * self.tiles.q
@@ -176,7 +126,7 @@ class Block:
 
   # Loads.
 
-  def columns(self, part: Part) -> Any:
+  def columns(self, part: hm.Part) -> Any:
     if part.offset + part.size <= self.plan.H:
       return pl.ds(part.offset, part.size)
     return pl.ds(part.offset + self.none, part.size)
@@ -408,7 +358,7 @@ class Block:
       ):
         x[...] = value
 
-    accs = tuple(_mosaic.ACC.init(x) for x in acc)
+    accs = tuple(hm.MOSAIC.ACC.init(x) for x in acc)
     room = plgpu.layout_cast(
       jnp.zeros((ROWS, self.tiles.k), jnp.float32), plgpu.Layout.WGMMA
     )
@@ -427,7 +377,7 @@ class Block:
       plgpu.barrier_arrive(self.signals[f"{name}_free"].at[slot])
 
   def score_spec(self) -> Any:
-    return _mosaic.ACC((ROWS, self.tiles.k), jnp.float32)
+    return hm.MOSAIC.ACC((ROWS, self.tiles.k), jnp.float32)
 
   def softmax(self, scores, column, top, total, partial):
     """Returns top, total, what older weights fade by, and the weights."""
@@ -464,7 +414,7 @@ class Block:
     def multiply(refs):
       self.multiply_values(refs, weights, slot)
 
-    return pl.run_state(multiply)(tuple(_mosaic.ACC.init(x) for x in acc))
+    return pl.run_state(multiply)(tuple(hm.MOSAIC.ACC.init(x) for x in acc))
 
   def seen(self, column) -> jax.Array | None:
     """Returns which pairs of a tile are seen, or None for all."""
@@ -489,7 +439,7 @@ class Block:
     lse = top * self.c + jnp.log2(total)
     if self.masked:
       lse = jnp.where(empty, jnp.inf, lse)
-    if self.plan.T % LSE_BLOCK:
+    if self.plan.T % gt.LSE_ROWS:
       layout = plgpu.Layout.WGMMA.reduce(1)
       row = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=layout)
       lse = jnp.where(row + start < self.plan.T, lse, jnp.inf)

@@ -248,13 +248,21 @@ def test_lowers_for_a_gpu():
 
 
 def test_hopper_has_kernels_of_its_own():
+  whisper = _lower((2, 1500, 4, 64), (2, 1500, 4, 64), None)
+  assert (_kernels(whisper), _of_hopper(whisper)) == (0, 3)
   vit = _lower((2, 197, 4, 64), (2, 197, 4, 64), None)
-  assert (_kernels(vit), _of_hopper(vit)) == (0, 3)
+  assert (_kernels(vit), _of_hopper(vit)) == (2, 1)  # forward
+  clip = _lower((2, 257, 4, 64), (2, 257, 4, 64), None)
+  assert (_kernels(clip), _of_hopper(clip)) == (3, 0)  # fills tiles badly
   # Short ones and what they refuse are for the others, whatever the chip.
   short = _lower((2, 20, 4, 64), (2, 36, 4, 64), None)
   assert (_kernels(short), _of_hopper(short)) == (3, 0)
   bias = _lower((2, 197, 4, 64), (2, 197, 4, 64), None, (1, 4, 1, 197))
   assert (_kernels(bias), _of_hopper(bias)) == (4, 0)
+  # A predicate on most tiles.
+  q = (1, 1280, 2, 64)
+  conv = _lower(q, q, masks.Conv(256, 32, 32, 11))
+  assert (_kernels(conv), _of_hopper(conv)) == (3, 0)
 
 
 def test_chips_of_hopper_are_known_by_name():

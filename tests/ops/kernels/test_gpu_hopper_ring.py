@@ -11,17 +11,6 @@ from mmjax.ops.kernels.gpu_hopper_ring import BackwardTiles
 REGISTERS = 65_536  # of a multiprocessor
 
 
-def test_parts_cover_a_width_and_fit_a_swizzle():
-  for width in range(8, 136, 8):
-    parts = gpu_hopper_ring.parts(width)
-    ends = [0, *(offset + size for offset, size in parts)]
-    assert ends[:-1] == [offset for offset, _ in parts]
-    assert ends[-2] < width <= ends[-1]
-    assert all(size in (16, 32, 64) for _, size in parts)
-  assert gpu_hopper_ring.parts(72) == ((0, 64), (64, 16))
-  assert gpu_hopper_ring.parts(96) == ((0, 64), (64, 32))
-
-
 @pytest.mark.parametrize("wgs", (1, 2, 3))
 def test_registers_are_what_the_warpgroups_start_with(wgs):
   # A kernel begins with equal shares, in eights; nobody can take what nobody

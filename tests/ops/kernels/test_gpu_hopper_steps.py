@@ -5,7 +5,6 @@ Its steps run in `test_gpu_hopper`.
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from mmjax.ops import masks
 from mmjax.ops.kernels import gpu_hopper_steps as steps
@@ -26,18 +25,6 @@ def _work(tiles, T=256, S=256, H=64, mask=None):
     interpret=False,
   )
   return steps.Work.of(plan, tiles, jnp.dtype("bfloat16"))
-
-
-@pytest.mark.parametrize("width", (*range(8, 129, 8), 256))
-def test_parts_cover_a_head(width):
-  parts = steps.split(width)
-  end = 0
-  for offset, size in parts:
-    assert offset == end and size in (16, 32, 64)
-    end += size
-  # No part is of zeros alone, nor twice as large as it need be.
-  assert parts[-1].offset < width <= end
-  assert parts[-1].size == 16 or width - parts[-1].offset > parts[-1].size // 2
 
 
 def test_where_tma_tiles_rows_a_head_is_one_part():

@@ -1,0 +1,62 @@
+"""How the kernels for Hopper keep rows of a head in shared memory.
+
+TMA fills it and wgmma reads it, both by tiles of 8 rows whose columns are
+swizzled: 64 of 16 bits, the 128 bytes that a swizzle spans at most, or 16 or
+32.
+"""
+
+from typing import Any, NamedTuple
+
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+ROWS = 64  # of a warpgroup: what one wgmma multiplies
+LINE = 64  # elements of the 128 bytes that the widest swizzle spans
+# A mesh of devices must have no axis of these names.
+B, N, ROW, WG = "hopper_b", "hopper_n", "hopper_row", "hopper_wg"
+# Without types, which jax gives these names wrongly or not at all.
+MOSAIC: Any = plgpu
+
+
+class Part(NamedTuple):
+  """Columns of a head that lie together in shared memory.
+
+  Those past the width of the head are zeros; they are loaded and stored by
+  nobody.
+  """
+
+  offset: int
+  size: int
+
+  def memory(self, shape: tuple[int, int], dtype: Any, tiled: bool) -> Any:
+    """Returns what to allocate for [*shape size], for `View.of` to read."""
+    line = min(self.size, LINE)
+    tiling = MOSAIC.TilingTransform((8, line))
+    swizzle = MOSAIC.SwizzleTransform(2 * line)
+    full = (*shape, self.size)
+    found = plgpu.SMEM(full, dtype, transforms=(tiling, swizzle))
+    if tiled:
+      return found
+    # Rows of one swizzle one after the other are tiles of 8 of them, too. TMA
+    # is given the first view, since it would not tile lengths like 197.
+    return plgpu.RefUnion(plgpu.SMEM(full, dtype, transforms=(swizzle,)), found)
+
+
+class View(NamedTuple):
+  """Shared memory as TMA fills it, and as wgmma reads it."""
+
+  plain: Any
+  tiled: Any
+
+  @classmethod
+  def of(cls, ref: Any, tiled: bool) -> "View":
+    return cls(ref, ref) if tiled else cls(*ref)
+
+
+def split(width: int) -> tuple[Part, ...]:
+  """Returns parts of 64 columns, and one of 16, 32 or 64 for the rest."""
+  whole = width // LINE * LINE
+  parts = [Part(i, LINE) for i in range(0, whole, LINE)]
+  if whole < width:
+    parts.append(Part(whole, max(16, pl.next_power_of_2(width - whole))))
+  return tuple(parts)
