@@ -1,15 +1,17 @@
-"""Attention on a GPU: Pallas by the Triton route, for Ampere and Hopper.
+"""Attention on a GPU: Pallas by the Triton route, for Ampere and later.
 
 "FlashAttention-2", Dao 2023: a program holds a tile of queries and walks over
 the tiles of keys with a running softmax, so that no T x S array exists. Any
 lengths, any mask of the algebra, dense broadcastable bias with gradient,
 soft-cap, grouped heads, dropout, widths to 256. A query that sees no key gets
 a zero output and gives zero gradients. Reverse mode only: there is no rule for
-tangents.
+tangents. Hopper has kernels of its own for much of it (`gpu_hopper`,
+`gpu_hopper_backward`), which `for_hopper` puts in their place.
 """
 
 import dataclasses
 import functools
+import importlib.metadata
 import math
 import re
 from typing import Any
@@ -109,8 +111,11 @@ def on_hopper() -> bool:
   """Says whether what is traced now will run on a Hopper GPU.
 
   By the mesh's devices, which may be none of this machine, else by the first
-  of the default backend.
+  of the default backend. Never with a JAX before 0.11, on which nobody has run
+  kernels of Mosaic GPU for it.
   """
+  if jax.__version_info__ < (0, 11):
+    return False
   device = jax.sharding.get_abstract_mesh().abstract_device
   kind = jax.devices()[0].device_kind if device is None else device.device_kind
   return _HOPPER.search(kind) is not None
@@ -124,6 +129,8 @@ def for_hopper(plan: Plan, dtype: Any) -> Plan:
   do lengths that fill the larger tiles of Hopper badly.
   """
   if min(plan.T, plan.S) < 128 or gpu_hopper.refuses(plan, dtype) is not None:
+    return plan
+  if plan.mask is not None and miscompiles_masks():
     return plan
   short, masked = max(plan.T, plan.S) <= 512, plan.mask is not None
   if plan.H > 96:
@@ -153,6 +160,21 @@ def for_hopper(plan: Plan, dtype: Any) -> Plan:
       d_kv=BackwardTiles(2, 64, 4, held=True),
     )
   return dataclasses.replace(plan, tiles=plan.tiles._replace(**found))
+
+
+def miscompiles_masks() -> bool:
+  """Says whether the assembler of JAX's CUDA 12 makes wrong code of masks.
+
+  That of CUDA 12.8.0 to 12.9.0 does, by what JAX's own kernel for Hopper
+  refuses (jax.experimental.pallas.ops.gpu.attention_mgpu). An assembler that
+  pip did not install is not looked for.
+  """
+  try:
+    found = importlib.metadata.version("nvidia-cuda-nvcc-cu12")
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  version = tuple(int(x) for x in re.findall(r"\d+", found)[:3])
+  return (12, 8) <= version < (12, 9, 86)  # 12.9.86 is of CUDA 12.9.1
 
 
 def _computed(plan: Plan, side: int) -> int:

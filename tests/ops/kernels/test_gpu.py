@@ -3,6 +3,7 @@
 What a case asks is several features at once: a compilation costs seconds.
 """
 
+import importlib.metadata
 import importlib.util
 import itertools
 import pathlib
@@ -247,6 +248,17 @@ def test_lowers_for_a_gpu():
   assert _kernels(text) == 4  # and the bias' gradient
 
 
+def _many_kernels_of_hopper(q_shape, mask):
+  text = _lower(q_shape, q_shape, mask)
+  return _kernels(text), _of_hopper(text)
+
+
+of_hopper = pytest.mark.skipif(
+  jax.__version_info__ < (0, 11), reason="not taken with this JAX"
+)
+
+
+@of_hopper
 def test_hopper_has_kernels_of_its_own():
   whisper = _lower((2, 1500, 4, 64), (2, 1500, 4, 64), None)
   assert (_kernels(whisper), _of_hopper(whisper)) == (0, 3)
@@ -265,6 +277,38 @@ def test_hopper_has_kernels_of_its_own():
   assert (_kernels(conv), _of_hopper(conv)) == (3, 0)
 
 
+@of_hopper
+def test_an_assembler_that_makes_wrong_code_of_masks_gets_none(monkeypatch):
+  real = importlib.metadata.version
+
+  def found(version):
+    monkeypatch.setattr(
+      importlib.metadata,
+      "version",
+      lambda x: version if x.startswith("nvidia-cuda-nvcc") else real(x),
+    )
+
+  q = (1, 1024, 2, 64)
+  for version, wrong in (
+    ("12.6.85", False),
+    ("12.8.61", True),
+    ("12.9.41", True),
+    ("12.9.86", False),
+  ):
+    found(version)
+    assert gpu.miscompiles_masks() == wrong
+    causal = (3, 0) if wrong else (0, 3)
+    assert _many_kernels_of_hopper(q, masks.Causal()) == causal
+  found("12.8.61")
+  assert _many_kernels_of_hopper(q, None) == (0, 3)
+
+
+def test_a_jax_that_nobody_ran_them_on_takes_none(monkeypatch):
+  monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
+  assert _many_kernels_of_hopper((1, 1024, 2, 64), None) == (3, 0)
+
+
+@of_hopper
 def test_chips_of_hopper_are_known_by_name():
   for kind, known in (
     ("NVIDIA H100 80GB HBM3", True),
