@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
+from mmjax.ops.attention import attention
 from mmjax.train import throughput
 
 
@@ -122,3 +124,23 @@ def test_meter(monkeypatch):
   now[0] += 1
   unknown.step()
   assert "time/mfu" not in unknown.read()
+
+
+@pytest.mark.parametrize(
+  "kind, platform",
+  (
+    ("TPU v5e", "tpu"),
+    ("NVIDIA A100-SXM4-80GB", "gpu"),
+    ("NVIDIA H100 80GB HBM3", "gpu"),
+  ),
+)
+def test_attention_counts_by_whatever_kernel(kind, platform):
+  if "H100" in kind and (0, 11) <= jax.__version_info__ < (0, 12):
+    pytest.skip("kernels for Hopper cannot say what they cost")
+  q = jax.ShapeDtypeStruct((2, 512, 4, 64), jnp.bfloat16)
+  device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+  mesh = AbstractMesh((1,), ("x",), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    assert throughput.forward_flops(attention, q, q, q) == (
+      4 * 2 * 4 * 512**2 * 64
+    )

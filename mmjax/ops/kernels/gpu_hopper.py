@@ -115,12 +115,15 @@ def forward(
       collective_axes=hm.WG,
     )
 
+  results = [
+    jax.ShapeDtypeStruct(q.shape, q.dtype),
+    jax.ShapeDtypeStruct((plan.B, plan.N, length), jnp.float32),
+  ]
+  kinds = plan.kinds((), gt.Tiles(tiles.q, tiles.k))
   out, lse = plgpu.kernel(
     attention_forward,
-    out_type=[
-      jax.ShapeDtypeStruct(q.shape, q.dtype),
-      jax.ShapeDtypeStruct((plan.B, plan.N, length), jnp.float32),
-    ],
+    out_type=results,
+    **hm.costs(plan.cost(4 * plan.H, kinds, q, k, v, results)),
     # The last axis runs fastest: blocks side by side share keys and values.
     grid=(plan.B, plan.N, work.rows),
     grid_names=(hm.B, hm.N, hm.ROW),

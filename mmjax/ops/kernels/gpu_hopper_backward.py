@@ -79,7 +79,8 @@ def d_q(
   _check(plan, tiles)
   step, dtype, parts = tiles.step, q.dtype, len(hm.split(plan.H))
   block = gt.Tiles(q=tiles.rows, k=step)
-  walk = gt.walk(plan.kinds((), block), tail=plan.S % step > 0)
+  kinds = plan.kinds((), block)
+  walk = gt.walk(kinds, tail=plan.S % step > 0)
   grid = hr.Grid(plan.B, plan.N, pl.cdiv(plan.T, tiles.rows), tiles, walk)
 
   def kernel(q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, *refs):
@@ -150,6 +151,7 @@ def d_q(
   return grid.call(
     kernel,
     "attention_dq",
+    plan.cost(6 * plan.H, kinds, q, k, v, d_out, lse, delta, q),
     jax.ShapeDtypeStruct(q.shape, q.dtype),
     [
       (own, own, vectors, vectors),
@@ -195,7 +197,8 @@ def d_kv(
   block = gt.Tiles(q=step, k=tiles.rows)
   # Queries past T weigh nothing (their lse is +inf), and what keys past S get
   # is not stored: no tail needs the predicate.
-  walk = gt.walk(plan.kinds((), block).swapaxes(-1, -2), tail=False)
+  kinds = plan.kinds((), block)
+  walk = gt.walk(kinds.swapaxes(-1, -2), tail=False)
   grid = hr.Grid(plan.B, plan.K, pl.cdiv(plan.S, tiles.rows), tiles, walk)
 
   def kernel(q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, *refs):
@@ -287,6 +290,7 @@ def d_kv(
   return grid.call(
     kernel,
     "attention_dkv",
+    plan.cost(8 * plan.H, kinds, q, k, v, d_out, lse, delta, k, v),
     [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
     [
       (own, own),

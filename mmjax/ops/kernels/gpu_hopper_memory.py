@@ -5,6 +5,7 @@ swizzled: 64 of 16 bits, the 128 bytes that a swizzle spans at most, or 16 or
 32.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 from jax.experimental import pallas as pl
@@ -16,6 +17,13 @@ LINE = 64  # elements of the 128 bytes that the widest swizzle spans
 B, N, ROW, WG = "hopper_b", "hopper_n", "hopper_row", "hopper_wg"
 # Without types, which jax gives these names wrongly or not at all.
 MOSAIC: Any = plgpu
+
+
+def costs(estimate: pl.CostEstimate) -> dict[str, Any]:
+  """Returns the argument of `plgpu.kernel` for a cost; JAX 0.11 has none."""
+  if "cost_estimate" not in inspect.signature(plgpu.kernel).parameters:
+    return {}
+  return {"cost_estimate": estimate}
 
 
 class Part(NamedTuple):

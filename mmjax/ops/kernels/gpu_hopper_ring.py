@@ -89,7 +89,9 @@ class Grid:
       plgpu.set_max_registers(tiles.registers[0], action="increase")
       compute()
 
-  def call(self, kernel: Any, name: str, out: Any, scratch: Any) -> Any:
+  def call(
+    self, kernel: Any, name: str, cost: Any, out: Any, scratch: Any
+  ) -> Any:
     return plgpu.kernel(
       kernel,
       out_type=out,
@@ -100,6 +102,7 @@ class Grid:
       num_threads=self.tiles.wgs + 1,
       thread_name=hm.WG,
       kernel_name=name,
+      **hm.costs(cost),
       compiler_params=plgpu.CompilerParams(
         approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
       ),
