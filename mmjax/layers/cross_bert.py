@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.layers.block import Cache, Spec
-from mmjax.layers.embed import TokenEmbed, word_logits
+from mmjax.layers.embed import TokenEmbed, add_rows, word_logits
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.position import LearnedSequence
@@ -110,7 +110,7 @@ class CrossBert(nn.Module):
       table = jax.lax.dynamic_slice_in_dim(
         self.posemb(self.length, self.width), slot, T
       )
-    x = self.embedding(tokens) + table.astype(self.dtype)[None]
+    x = add_rows(self.embedding(tokens), table)
     x = rules.constrain(self.embed_norm(x), "batch", "length", "embed")
     x = self.drop(x, deterministic=not train)
     return self.blocks(

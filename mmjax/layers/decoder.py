@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.layers import norm as norms
 from mmjax.layers.block import Cache, Each, Spec, make_cache
-from mmjax.layers.embed import TokenEmbed, word_logits
+from mmjax.layers.embed import TokenEmbed, add_rows, word_logits
 from mmjax.layers.position import LearnedSequence, RelativeBias
 from mmjax.layers.transformer import Stack
 from mmjax.ops import masks
@@ -208,7 +208,7 @@ class DecoderLM(nn.Module):
     if self.posemb == "learn":
       T = tokens.shape[1]
       if positions is None:
-        x = x + self.places(T, self.width).astype(x.dtype)[None]
+        x = add_rows(x, self.places(T, self.width))
       else:
         table = self.places(max(self.length, T), self.width).astype(x.dtype)
         x = x + jnp.take(table, positions, axis=0, mode="clip")

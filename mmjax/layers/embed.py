@@ -29,6 +29,32 @@ def normalised(image: jax.Array) -> jax.Array:
   )
 
 
+def add_rows(x: jax.Array, table: jax.Array) -> jax.Array:
+  """Adds rows [T D], of positions say, to tokens [B T D].
+
+  The gradient of the rows is a product with ones, not a sum over the batch:
+  for that XLA lays out the tokens of a whole model for a GPU with the batch
+  last, and transposes them in every block; on a CPU the sum is slow.
+  """
+  return _add_rows(x, table.astype(x.dtype))
+
+
+@jax.custom_jvp
+def _add_rows(x, table):
+  return x + table[None]
+
+
+@_add_rows.defjvp
+def _add_rows_jvp(primals, tangents):
+  x, _ = primals
+  d_x, d_table = tangents
+  ones = jnp.ones((x.shape[0],), d_table.dtype)
+  # Of 16 bits products are exact; asked to be, XLA would make it a sum again.
+  precision = "highest" if d_table.dtype == jnp.float32 else None
+  spread = jnp.einsum("B,TD->BTD", ones, d_table, precision=precision)
+  return _add_rows(*primals), d_x + spread
+
+
 class Patches(nn.Module):
   """Cuts an image into squares and projects each ("ViT", Dosovitskiy 2021).
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers.block import Cache, Spec
-from mmjax.layers.embed import TokenEmbed
+from mmjax.layers.embed import TokenEmbed, add_rows
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.position import LearnedSequence, sincos1d
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
       ),
       (self.audio_length, self.width),
     )
-    x = x + table[None, : x.shape[1]].astype(x.dtype)
+    x = add_rows(x, table[: x.shape[1]])
     x = rules.constrain(x, "batch", "length", "embed")
     x = nn.Dropout(self.spec.dropout)(x, deterministic=not train)
     first = x
@@ -178,7 +178,7 @@ class Decoder(nn.Module):
       seen = masks.cached(batch, cache.own.k.shape[2], first, count)
     if mask is not None:
       seen = seen & masks.Keys(mask)
-    x = embed(tokens) + table.astype(self.dtype)[None]
+    x = add_rows(embed(tokens), table)
     x = rules.constrain(x, "batch", "length", "embed")
     x = nn.Dropout(self.spec.dropout)(x, deterministic=not train)
     x = Stack(

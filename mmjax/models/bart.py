@@ -20,7 +20,7 @@ from mmjax.layers import pool as pooling
 from mmjax.layers import seq2seq
 from mmjax.layers.bert import dense
 from mmjax.layers.block import Spec, make_cache
-from mmjax.layers.embed import TokenEmbed
+from mmjax.layers.embed import TokenEmbed, add_rows
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.position import LearnedSequence
@@ -246,7 +246,7 @@ class BART(nn.Module):
       x = x * self.width**0.5
     places = getattr(self, f"{side}_places")
     rows = places(tokens.shape[1], self.width, first)
-    x = getattr(self, f"{side}_norm")(x + rows.astype(x.dtype)[None])
+    x = getattr(self, f"{side}_norm")(add_rows(x, rows))
     return self.drop(x, deterministic=not train)
 
   def _logits(self, x: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from mmjax import errors
 from mmjax.layers import seq2seq
 from mmjax.layers.bert import dense
 from mmjax.layers.block import Spec, make_cache
-from mmjax.layers.embed import TokenEmbed
+from mmjax.layers.embed import TokenEmbed, add_rows
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.position import LearnedSequence
@@ -149,7 +149,7 @@ class BARTDecoder(nn.Module):
     if self.scale_embedding:
       x = x * self.width**0.5
     table = self.places(tokens.shape[1], self.width, first)
-    return self.embedding_norm(x + table.astype(x.dtype)[None])
+    return self.embedding_norm(add_rows(x, table))
 
   def _logits(self, x: jax.Array) -> jax.Array:
     x = self.last_norm(x) if self.norms_first else x

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.layers.attention import Attention
 from mmjax.layers.convolution import Conv, avg_pool, batch_norm
-from mmjax.layers.embed import normalised
+from mmjax.layers.embed import add_rows, normalised
 from mmjax.layers.position import LearnedGrid
 from mmjax.layers.residual import Stage, checked
 from mmjax.parallel import rules
@@ -62,8 +62,7 @@ class AttentionPool(nn.Module):
     x = x.reshape(B, rows * columns, D)
     mean = x.mean(1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
     x = jnp.concatenate([mean, x], axis=1)
-    table = LearnedGrid(1, name="posemb")(rows, columns, D)
-    x = x + table.astype(x.dtype)[None]
+    x = add_rows(x, LearnedGrid(1, name="posemb")(rows, columns, D))
     x = rules.constrain(x, "batch", "length", "embed")
     attention = Attention(
       self.heads, dtype=self.dtype, out_width=self.width, name="attention"

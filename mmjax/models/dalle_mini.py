@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers.block import Cache, Spec, make_cache
-from mmjax.layers.embed import TokenEmbed
+from mmjax.layers.embed import TokenEmbed, add_rows
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import norm
 from mmjax.layers.position import LearnedSequence
@@ -267,7 +267,7 @@ class DalleMini(nn.Module):
       x = x * self.width**0.5
     places = getattr(self, f"{side}_places")
     table = places(tokens.shape[1], self.width, 0 if slot is None else slot)
-    x = getattr(self, f"{side}_norm")(x + table.astype(x.dtype)[None])
+    x = getattr(self, f"{side}_norm")(add_rows(x, table))
     return self.drop(x, deterministic=not train)
 
   def _logits(self, x: jax.Array) -> jax.Array:

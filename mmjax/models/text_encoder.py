@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.layers import pool as pooling
 from mmjax.layers.block import Spec
-from mmjax.layers.embed import TokenEmbed
+from mmjax.layers.embed import TokenEmbed, add_rows
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.position import LearnedSequence
@@ -74,7 +74,7 @@ class TextEncoder(nn.Module):
     table = LearnedSequence(self.length, name="posemb")(
       tokens.shape[1], self.width
     )
-    x = x + table.astype(x.dtype)[None]
+    x = add_rows(x, table)
     x = rules.constrain(x, "batch", "length", "embed")
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
 

@@ -19,7 +19,7 @@ from mmjax.layers import pool as pooling
 from mmjax.layers import subset
 from mmjax.layers.bert import Pooler
 from mmjax.layers.block import Spec
-from mmjax.layers.embed import ConvStem, Patches, normalised
+from mmjax.layers.embed import ConvStem, Patches, add_rows, normalised
 from mmjax.layers.interpolate import METHODS
 from mmjax.layers.mlp import activation
 from mmjax.layers.norm import layer_norm
@@ -191,7 +191,7 @@ class ViT(nn.Module):
       # A class token has no place in the grid.
       table = jnp.pad(sincos2d(rows, columns, D), ((placed, 0), (0, 0)))
     table = table.astype(x.dtype)
-    x = x + table[None, placed:]
+    x = add_rows(x, table[placed:])
     if keep is not None:
       x = subset.take(x, keep)
     elif train and self.patch_drop > 0.0:

@@ -9,6 +9,7 @@ from mmjax.layers.embed import (
   ConvStem,
   Patches,
   TokenEmbed,
+  add_rows,
   normalised,
   word_logits,
 )
@@ -115,3 +116,22 @@ def test_words_are_capped_and_rows_that_are_none_never_chosen():
   got = np.asarray(word_logits(x, table, True, 4, cap=2.0))
   np.testing.assert_allclose(got[..., :4], 2 * np.tanh(want / 2)[..., :4], 1e-5)
   assert (got[..., 4:] == -1e30).all()
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_added_rows_and_their_gradient(dtype):
+  rng = np.random.default_rng(0)
+  x, d_out = (jnp.asarray(rng.normal(size=(5, 3, 4)), dtype) for _ in range(2))
+  table = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+  out, transpose = jax.vjp(add_rows, x, table)
+  np.testing.assert_array_equal(out, x + table.astype(dtype)[None])
+  d_x, d_table = transpose(d_out)
+  np.testing.assert_array_equal(d_x, d_out)
+  want = np.asarray(d_out, float).sum(0)
+  assert d_table.dtype == jnp.float32
+  within = 1e-6 if dtype == "float32" else 2e-2
+  np.testing.assert_allclose(d_table, want, rtol=within, atol=within)
+  _, tangent = jax.jvp(add_rows, (x, table), (d_out, table))
+  np.testing.assert_allclose(
+    np.asarray(tangent, float), d_out + table.astype(dtype)[None], rtol=1e-2
+  )
