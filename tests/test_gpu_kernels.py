@@ -30,6 +30,11 @@ SHAPES = {
   "grouped72": (229, 197, 4, 2, 72, "bfloat16", {}),
   "wide": (256, 320, 2, 1, 128, "float16", {}),
   "few": (20, 36, 2, 2, 64, "bfloat16", {}),
+  "text": (77, 100, 2, 2, 64, "float16", {}),
+  "cut": (257, 257, 2, 2, 64, "bfloat16", {}),
+  # Tiles of three warpgroups end past the sums of rows, which end at 640.
+  "long": (577, 600, 2, 1, 64, "bfloat16", {}),
+  "longer": (1100, 1030, 2, 2, 72, "bfloat16", {}),
   "all": (133, 140, 4, 2, 40, "bfloat16", {"softcap": 2.0, "rate": 0.2}),
   "float32": (140, 133, 2, 2, 20, "float32", {"rate": 0.3}),
 }

@@ -19,14 +19,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from mmjax import errors
 from mmjax.ops import blocks, masks
-from mmjax.ops.kernels import gpu_backward, gpu_hopper, gpu_hopper_backward
+from mmjax.ops.kernels import (
+  gpu_backward,
+  gpu_hopper,
+  gpu_hopper_backward,
+  gpu_hopper_whole,
+)
 from mmjax.ops.kernels import gpu_tiles as gt
 from mmjax.ops.kernels.gpu_hopper import HopperTiles
 from mmjax.ops.kernels.gpu_hopper_backward import BackwardTiles
+from mmjax.ops.kernels.gpu_hopper_whole import Whole
 from mmjax.ops.kernels.gpu_tiles import Extra, KernelTiles, Plan, Tile, Tiles
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -124,42 +129,77 @@ def on_hopper() -> bool:
 def for_hopper(plan: Plan, dtype: Any) -> Plan:
   """Returns the plan with the kernels for Hopper where these were faster.
 
-  On an H100, by tools/tune_gpu.py. A predicate on a tile costs them more than
-  the others, so masks of which many tiles are partial stay where they are; so
-  do lengths that fill the larger tiles of Hopper badly.
+  On an H100, by tools/tune_gpu.py; in milliseconds, ours there and the others':
+  the comments say at which of its shapes. A predicate on a tile costs them more
+  than the others, so masks of which many tiles are partial stay where they are.
   """
-  if min(plan.T, plan.S) < 128 or gpu_hopper.refuses(plan, dtype) is not None:
+  if min(plan.T, plan.S) < 64 or gpu_hopper.refuses(plan, dtype) is not None:
     return plan
   if plan.mask is not None and miscompiles_masks():
     return plan
-  short, masked = max(plan.T, plan.S) <= 512, plan.mask is not None
+  found: dict[str, Any] = {}
+  if plan.H > gpu_hopper_backward.MAX_WIDTH:
+    return plan
   if plan.H > 96:
-    if plan.H > gpu_hopper_backward.MAX_WIDTH:
-      return plan
-    found: dict[str, Any] = dict(
+    # Blocks that stay are slower: 0.33 for 0.29, 0.46 for 0.39, 0.59 for 0.54.
+    found = dict(
       forward=HopperTiles(2, 128, 2, overlap=True),
       d_q=BackwardTiles(2, 64, 3),
-      d_kv=BackwardTiles(2, 64, 3),
+      d_kv=BackwardTiles(2, 64, 2),
     )
-  elif _partial(plan) > 1 / 3:
-    return plan
-  elif short:
-    if _computed(plan, 128) > 1.25 * _computed(plan, 64):
-      return plan
-    found = dict(forward=HopperTiles(2, 128, 2, pingpong=False))
-  elif masked:
+  elif max(plan.T, plan.S) <= 512:
+    found = _short(plan)
+  elif plan.mask is None:
+    found = _unmasked(plan)
+  elif _partial(plan) < 0.7:  # causal 0.18; DALL-E's row 0.5, column 0.69
     found = dict(
-      forward=HopperTiles(2, 128, 2),
-      d_q=BackwardTiles(2, 64, 3),
-      d_kv=BackwardTiles(2, 64, 4, held=True),
-    )
-  else:
-    found = dict(
-      forward=HopperTiles(3, 128, 2, overlap=plan.H <= 64),
-      d_q=BackwardTiles(3, 64, 3),
-      d_kv=BackwardTiles(2, 64, 4, held=True),
+      # 0.31 at causal 1280, 0.33 at conv; blocks that go: 0.37, 0.41.
+      forward=HopperTiles(2, 128, 2, resident=True),
+      # 0.40 and 0.35; blocks that go: 0.41, 0.38.
+      d_q=BackwardTiles(2, 64, 3, resident=True),
+      # Those that go: 0.54 and 0.45, but at row 0.38; those that stay: 0.54,
+      # 0.60 and 0.32. Steps are 11, 7.4 and 6.1.
+      d_kv=BackwardTiles(2, 64, 4, held=2, resident=_steps(plan) < 7),
     )
   return dataclasses.replace(plan, tiles=plan.tiles._replace(**found))
+
+
+def _short(plan: Plan) -> dict[str, Any]:
+  """Returns the kernels for up to 512 queries and keys of up to 96."""
+  found: dict[str, Any] = {}
+  if max(plan.T, plan.S) <= 128:
+    # All keys in one step: 0.071 at causal 77; Triton 0.098.
+    keys = gt.up(plan.S, 16)
+    found["forward"] = HopperTiles(1, keys, 1, pingpong=False)
+  elif _partial(plan) > 1 / 3:
+    pass  # 0.31 at causal 256; Triton 0.24
+  elif _computed(plan, 128) <= 1.25 * _computed(plan, 64):
+    found["forward"] = HopperTiles(2, 128, 2, pingpong=False)  # 0.25 at 197
+  else:
+    # 0.35 at 257; Triton 0.37.
+    half = gt.up(-(-plan.S // 2), 16)
+    found["forward"] = HopperTiles(1, half, 2, pingpong=False)
+  if gpu_hopper_whole.refuses(plan) is None:
+    # 0.69 at 197, 0.21 at causal 77; dq and dk, dv apart: 1.03, 0.24.
+    found["d_q"] = Whole()
+  elif _partial(plan) <= 1 / 3 and max(plan.T, plan.S) > 128:
+    found["d_kv"] = BackwardTiles(2, 64, 3, held=2)  # 0.64 at 257; Triton 0.68
+  return found
+
+
+def _unmasked(plan: Plan) -> dict[str, Any]:
+  """Returns the kernels for more than 512 tokens of up to 96, all seen."""
+  fills = gt.up(plan.T, 192) <= 1.1 * gt.up(plan.T, 128)
+  wgs = 3 if fills else 2
+  long = max(plan.T, plan.S) > 1024
+  return dict(
+    forward=HopperTiles(wgs, 128, 2, resident=True),
+    # At 1500 0.52, and 0.56 as at 729; there 0.31, and 0.37 as at 1500.
+    d_q=BackwardTiles(wgs, 64, 3)
+    if long
+    else BackwardTiles(2, 64, 4, held=1, resident=True),
+    d_kv=BackwardTiles(2, 64, 4, held=2, resident=True),  # 0.39 at 729; 0.44
+  )
 
 
 def miscompiles_masks() -> bool:
@@ -189,6 +229,12 @@ def _partial(plan: Plan) -> float:
   kinds = plan.kinds((), Tiles(128, 128))
   some = (kinds != blocks.EMPTY).sum()
   return float((kinds == blocks.PARTIAL).sum() / max(some, 1))
+
+
+def _steps(plan: Plan) -> float:
+  """Returns how many steps `d_kv` has at a tile of keys, on average."""
+  kinds = plan.kinds((), Tiles(64, 128))
+  return float((kinds != blocks.EMPTY).sum(0).mean())
 
 
 def attend(
@@ -375,7 +421,4 @@ def _forward_kernel(
   )
   # Rows without keys: their weights exp2(logit - inf) are zero.
   lse = jnp.where(empty, jnp.inf, top + jnp.log2(jnp.where(empty, 1.0, total)))
-  inside = None
-  if plan.T % tiles.q:
-    inside = (q0 + jnp.arange(tiles.q)) < plan.T
-  triton.store(lse_ref, lse, mask=inside)
+  gt.store_vector(lse_ref, lse, q0, plan.T)

@@ -1,8 +1,10 @@
 """Gradients of attention on a GPU: dq, dk and dv, and the bias' gradient.
 
 Each is a kernel of its own that computes the weights anew, so that none has to
-add what another wrote, results do not depend on the order of programs, and a
-gradient that nobody asks for is not computed: XLA drops the call.
+add what another wrote, results do not depend on the order of programs, and
+gradients of keys, values or bias that nobody asks for are not computed: XLA
+drops the call. That of dq comes first: beside it, it makes what the others
+need of the output.
 """
 
 import jax
@@ -12,9 +14,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from mmjax.ops import blocks
-from mmjax.ops.kernels import gpu_hopper_backward
+from mmjax.ops.kernels import gpu_hopper_backward, gpu_hopper_whole
 from mmjax.ops.kernels import gpu_tiles as gt
 from mmjax.ops.kernels.gpu_hopper_backward import BackwardTiles
+from mmjax.ops.kernels.gpu_hopper_whole import Whole
 from mmjax.ops.kernels.gpu_tiles import Extra, Plan, Tile
 
 
@@ -38,19 +41,16 @@ def gradients(
       row and past T.
     d_out: the gradient of `out`.
   """
-  # What the softmax takes off: rowsum(p dp) = rowsum(out d_out).
-  delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)
-  delta = delta.transpose(0, 2, 1)
-  given = (q, k, v, d_out.astype(q.dtype), lse, delta, extra)
+  given = (q, k, v, d_out.astype(q.dtype), lse)
+  if isinstance(plan.tiles.d_q, Whole):
+    lse = gt.fit(lse, gt.up(plan.T, gt.LSE_ROWS), jnp.inf)
+    whole = gpu_hopper_whole.gradients(plan, *given[:4], lse, out)
+    return whole[0], whole[1], whole[2], None
+  found, delta = d_q(plan, *given, out, extra)
+  given = (*given, delta, extra)
   d_bias = None if plan.bias is None else _d_bias(plan, *given)
-  return d_q(plan, *given), *d_kv(plan, *given), d_bias
-
-
-def _hopper(function, plan, tiles, q, k, v, d_out, lse, delta):
-  """Calls a kernel for Hopper, which takes more rows than there are."""
-  length = gt.up(plan.T, gt.LSE_ROWS)
-  vectors = gt.fit(lse, length, jnp.inf), gt.fit(delta, length, 0.0)
-  return function(plan, q, k, v, d_out, *vectors, tiles)
+  d_k, d_v = d_kv(plan, *given)
+  return found, d_k, d_v, d_bias
 
 
 def _d_logits(tile, q, k, v, d_out, lse, delta, partial, **tails):
@@ -80,12 +80,16 @@ def _d_logits(tile, q, k, v, d_out, lse, delta, partial, **tails):
   return kept, d_logits, d_scores
 
 
-def d_q(plan, q, k, v, d_out, lse, delta, extra):
-  """Returns the gradient of q."""
+def d_q(plan, q, k, v, d_out, lse, out, extra):
+  """Returns the gradient of q, and delta: the row sums of out * d_out.
+
+  That is what the softmax takes off: rowsum(p dp) = rowsum(out d_out); float32
+  [B N T], or longer with zeros past T.
+  """
   tiles = plan.tiles.d_q
   if isinstance(tiles, BackwardTiles):
-    given = (tiles, q, k, v, d_out, lse, delta)
-    return _hopper(gpu_hopper_backward.d_q, plan, *given)
+    lse = gt.fit(lse, gt.up(plan.T, gt.LSE_ROWS), jnp.inf)
+    return gpu_hopper_backward.d_q(plan, q, k, v, d_out, lse, out, tiles)
   lse = gt.fit(lse, plan.T, jnp.inf)
   kinds = plan.kinds(extra.leaves, tiles)
   walk = gt.walk(kinds, tail=plan.S % tiles.k > 0)
@@ -101,14 +105,25 @@ def d_q(plan, q, k, v, d_out, lse, delta, extra):
     return b, jax.lax.div(n, plan.group)
 
   def kernel(
-    q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, extra, tables, out_ref
+    q_ref,
+    k_ref,
+    v_ref,
+    d_out_ref,
+    lse_ref,
+    out_ref,
+    extra,
+    tables,
+    d_q_ref,
+    delta_ref,
   ):
     q0 = row(pl.program_id(0)) * tiles.q
     size = (q0, tiles.q, plan.T)
     q = gt.load(q_ref, 0, *size, 0, plan.H)
     d_out = gt.load(d_out_ref, 0, *size, 0, plan.width)
+    out = gt.load(out_ref, 0, *size, 0, plan.width)
     lse = gt.load_vector(lse_ref, (0, 0), *size, jnp.inf)
-    delta = gt.load_vector(delta_ref, (0, 0), *size, 0.0)
+    delta = gt.row_sums(out, d_out)
+    gt.store_vector(delta_ref, delta, q0, plan.T)
 
     def body(j, acc, partial):
       k0 = j * tiles.k
@@ -121,10 +136,14 @@ def d_q(plan, q, k, v, d_out, lse, delta, extra):
 
     acc = walk.run(tables, body, gt.zeros(tiles.q, plan.H))
     acc = tuple(x * plan.scale for x in acc)
-    gt.store(out_ref, acc, q0, plan.T, plan.H)
+    gt.store(d_q_ref, acc, q0, plan.T, plan.H)
 
-  out = jax.ShapeDtypeStruct(q.shape, q.dtype)
-  return pl.pallas_call(
+  results = [
+    jax.ShapeDtypeStruct(q.shape, q.dtype),
+    jax.ShapeDtypeStruct((plan.B, plan.N, plan.T), jnp.float32),
+  ]
+  arrays = (q, k, v, d_out, lse, out, extra)
+  found, delta = pl.pallas_call(
     kernel,
     grid=(rows, plan.N, plan.B),
     in_specs=[
@@ -133,31 +152,36 @@ def d_q(plan, q, k, v, d_out, lse, delta, extra):
       gt.array_spec(plan.S, tiles.k, plan.width, at_kv),
       gt.array_spec(plan.T, tiles.q, plan.width, at),
       gt.vector_spec(plan.T, tiles.q, at),
-      gt.vector_spec(plan.T, tiles.q, at),
+      gt.array_spec(plan.T, tiles.q, plan.width, at),
       gt.extra_specs(plan, tiles, extra, at),
       walk.specs(lambda i, n, b: (b, row(i))),
     ],
-    out_specs=pl.BlockSpec(
-      (None, tiles.q, None, gt.padded(plan.H)),
-      lambda i, n, b: (b, row(i), n, 0),
-    ),
-    out_shape=out,
+    out_specs=[
+      pl.BlockSpec(
+        (None, tiles.q, None, gt.padded(plan.H)),
+        lambda i, n, b: (b, row(i), n, 0),
+      ),
+      pl.BlockSpec((None, None, tiles.q), lambda i, n, b: (b, n, row(i))),
+    ],
+    out_shape=results,
     cost_estimate=plan.cost(
-      2 * (2 * plan.H + plan.width), kinds, q, k, v, d_out, lse, extra, out
+      2 * (2 * plan.H + plan.width), kinds, arrays, results
     ),
     compiler_params=tiles.params(),
     interpret=plan.interpret,
     name="attention_dq",
-  )(q, k, v, d_out, lse, delta, extra, walk.tables)
+  )(*arrays, walk.tables)
+  return found, delta
 
 
 def d_kv(plan, q, k, v, d_out, lse, delta, extra):
   """Returns the gradients of k and v."""
   tiles = plan.tiles.d_kv
   if isinstance(tiles, BackwardTiles):
-    given = (tiles, q, k, v, d_out, lse, delta)
-    return _hopper(gpu_hopper_backward.d_kv, plan, *given)
-  lse = gt.fit(lse, plan.T, jnp.inf)
+    length = gt.up(plan.T, gt.LSE_ROWS)
+    lse, delta = gt.fit(lse, length, jnp.inf), gt.fit(delta, length, 0.0)
+    return gpu_hopper_backward.d_kv(plan, q, k, v, d_out, lse, delta, tiles)
+  lse, delta = gt.fit(lse, plan.T, jnp.inf), gt.fit(delta, plan.T, 0.0)
   kinds = plan.kinds(extra.leaves, tiles)
   # Queries past T weigh nothing (their lse is +inf), and what keys past S get
   # is not stored: no tail needs the predicate.
@@ -252,7 +276,7 @@ def _d_bias(plan, q, k, v, d_out, lse, delta, extra):
   A program makes one tile of the result, in a loop over the rows, heads and
   tiles that share it: no array beside the result.
   """
-  lse = gt.fit(lse, plan.T, jnp.inf)
+  lse, delta = gt.fit(lse, plan.T, jnp.inf), gt.fit(delta, plan.T, 0.0)
   tiles, shape = plan.tiles.d_bias, plan.bias
   kinds = plan.kinds(extra.leaves, tiles)
   nq, nk = pl.cdiv(plan.T, tiles.q), pl.cdiv(plan.S, tiles.k)

@@ -22,6 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from mmjax.ops.kernels import gpu_hopper_memory as hm
 from mmjax.ops.kernels import gpu_hopper_steps as steps
 from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_hopper_grid import Item
 from mmjax.ops.kernels.gpu_hopper_memory import ROWS
 from mmjax.ops.kernels.gpu_hopper_steps import HopperTiles, Work
 from mmjax.ops.kernels.gpu_tiles import Plan
@@ -124,9 +125,7 @@ def forward(
     attention_forward,
     out_type=results,
     **hm.costs(plan.cost(4 * plan.H, kinds, q, k, v, results)),
-    # The last axis runs fastest: blocks side by side share keys and values.
-    grid=(plan.B, plan.N, work.rows),
-    grid_names=(hm.B, hm.N, hm.ROW),
+    **work.grid.launch(),
     num_threads=tiles.wgs + int(work.loader),
     thread_name=hm.WG,
     compiler_params=plgpu.CompilerParams(
@@ -146,12 +145,15 @@ def _scratch(work: Work) -> dict[str, Any]:
   def memory(*shape):
     return [part.memory(shape, work.dtype, work.tiled) for part in work.parts]
 
-  return {
+  found = {
     "q": memory(tiles.wgs, ROWS),
     "k": memory(stages, tiles.k),
     "v": memory(stages, steps.value_rows(tiles)),
     "lse": plgpu.SMEM((tiles.wgs, ROWS), jnp.float32),
   }
+  if work.resident:
+    found["out"] = memory(tiles.wgs, ROWS)
+  return found
 
 
 def _barriers(work: Work) -> dict[str, Any]:
@@ -164,6 +166,8 @@ def _barriers(work: Work) -> dict[str, Any]:
   if work.loader:
     free = plgpu.Barrier(num_arrivals=wgs, num_barriers=stages)
     found["k_free"], found["v_free"] = free, free
+  if work.resident:
+    found["q_free"] = plgpu.Barrier(num_arrivals=1, num_barriers=wgs)
   if work.turns:
     found["turn"] = plgpu.Barrier(num_arrivals=1, num_barriers=2)
   return found
@@ -171,28 +175,39 @@ def _barriers(work: Work) -> dict[str, Any]:
 
 def _run(work: Work, refs: tuple[Any, ...], memory: Any, signals: Any) -> None:
   """Gives each warpgroup what it does."""
-  wg = lax.axis_index(hm.WG)
-  block = steps.Block(work, refs, memory, signals, wg)
+  wg, wgs = lax.axis_index(hm.WG), work.tiles.wgs
+
+  def at(item):
+    return steps.Block(work, refs, memory, signals, wg, item)
+
+  def each(run):
+    work.grid.for_each(lambda x: run(at(x)), lambda x: at(x).steps())
+
+  def compute():
+    at(Item()).begin_turns()
+    each(steps.Block.compute)
+    plgpu.wait_smem_to_gmem(0)
+
   if not work.loader:
-    block.load_all()
-    block.compute()
+    each(steps.Block.load_all)
+    compute()
     return
-  wgs = work.tiles.wgs
 
   @pl.when(wg < wgs)
   def _():
     if wgs in _REGISTERS:
       plgpu.set_max_registers(_REGISTERS[wgs][0], action="increase")
-    block.compute()
+    compute()
 
   @pl.when(wg == wgs)
   def _():
     if wgs in _REGISTERS:
       plgpu.set_max_registers(_REGISTERS[wgs][1], action="decrease")
-    block.load()
+    each(steps.Block.load)
 
 
 def _smem_bytes(plan: Plan, tiles: HopperTiles) -> int:
   width = sum(part.size for part in hm.split(plan.H))
-  rows = tiles.q + tiles.stages * (tiles.k + steps.value_rows(tiles))
+  rows = (1 + tiles.resident) * tiles.q
+  rows += tiles.stages * (tiles.k + steps.value_rows(tiles))
   return 2 * width * rows + 4 * tiles.q + 4096

@@ -8,13 +8,13 @@ swizzled: 64 of 16 bits, the 128 bytes that a swizzle spans at most, or 16 or
 import inspect
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 ROWS = 64  # of a warpgroup: what one wgmma multiplies
 LINE = 64  # elements of the 128 bytes that the widest swizzle spans
-# A mesh of devices must have no axis of these names.
-B, N, ROW, WG = "hopper_b", "hopper_n", "hopper_row", "hopper_wg"
+WG = "hopper_wg"  # a mesh of devices must have no axis of this name
 # Without types, which jax gives these names wrongly or not at all.
 MOSAIC: Any = plgpu
 
@@ -68,3 +68,34 @@ def split(width: int) -> tuple[Part, ...]:
   if whole < width:
     parts.append(Part(whole, max(16, pl.next_power_of_2(width - whole))))
   return tuple(parts)
+
+
+def load_vector(
+  ref: Any, place: tuple[Any, ...], start: Any, memory: Any, barrier: Any
+) -> None:
+  """Begins to load 64 numbers of rows; any, of rows past the array's end.
+
+  Bytes in sequence are not copied as TMA copies tiles: past the end there is
+  the next row of the array.
+  """
+  start = jnp.minimum(start, ref.shape[-1] - ROWS)
+  part = ref.at[(*place, pl.ds(start, ROWS))]
+  plgpu.copy_gmem_to_smem(part, memory, barrier)
+
+
+def store_vector(
+  memory: Any, ref: Any, place: tuple[Any, ...], start: Any, rows: int
+) -> None:
+  """Begins to store 64 numbers of rows; nothing past the array's end.
+
+  rows: how many the kernel computes.
+  """
+
+  def copy():
+    part = ref.at[(*place, pl.ds(start, ROWS))]
+    plgpu.copy_smem_to_gmem(memory, part)
+
+  if rows > ref.shape[-1]:  # see `load_vector`
+    pl.when(start < ref.shape[-1])(copy)
+  else:
+    copy()

@@ -7,6 +7,7 @@ product reads the slot any more.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mmjax.ops.kernels import gpu_hopper_memory as hm
 from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_hopper_grid import Grid
 from mmjax.ops.kernels.gpu_hopper_memory import ROWS
 from mmjax.ops.kernels.gpu_tiles import Plan
 
@@ -29,14 +31,18 @@ class BackwardTiles:
     `d_kv`). step: how many keys or queries of the other side are taken at once,
     64 or 128. stages: slots of the ring, at least 2; since a slot is read until
     the next step begins, 2 leave its load only that step's time, 3 one more.
-    held: whether a warpgroup's own rows stay in registers, which spares shared
-    memory half of the traffic of the products with them.
+    held: of how many arrays a warpgroup's own rows stay in registers, which
+    spares shared memory half of the traffic of the products with them: 0, 1
+    (q in `d_q`, k in `d_kv`) or 2 (also d_out, v). resident: whether a CTA takes
+    one tile of rows after the other, see `gpu_hopper_grid`; costs memory for
+    results.
   """
 
   wgs: int = 2
   step: int = 64
   stages: int = 3
-  held: bool = False
+  held: int = 0
+  resident: bool = False
 
   @property
   def rows(self) -> int:
@@ -51,62 +57,78 @@ class BackwardTiles:
     return {1: (240, 40), 2: (240, 24), 3: (152, 56)}[self.wgs]
 
 
-@dataclasses.dataclass(frozen=True)
-class Grid:
-  """The CTAs of a kernel: batch rows x heads x rows of tiles."""
+def call(
+  grid: Grid,
+  tiles: BackwardTiles,
+  kernel: Any,
+  name: str,
+  cost: Any,
+  out: Any,
+  scratch: Any,
+) -> Any:
+  """Returns a kernel of CTAs with one warpgroup more than compute."""
+  return plgpu.kernel(
+    kernel,
+    out_type=out,
+    scratch_types=scratch,
+    **grid.launch(),
+    num_threads=tiles.wgs + 1,
+    thread_name=hm.WG,
+    kernel_name=name,
+    **hm.costs(cost),
+    compiler_params=plgpu.CompilerParams(
+      approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+    ),
+  )
 
-  batch: int
-  heads: int
-  rows: int
-  tiles: BackwardTiles
-  walk: gt.Walk
 
-  def place(self) -> tuple[Any, Any, Any, Any]:
-    """Returns batch row, head, row of tiles and warpgroup."""
-    row = lax.axis_index(hm.ROW)
-    if self.walk.last_first:
-      row = self.rows - 1 - row
-    return (
-      lax.axis_index(hm.B),
-      lax.axis_index(hm.N),
-      row,
-      lax.axis_index(hm.WG),
-    )
+def share(grid: Grid, tiles: BackwardTiles, at: Any, own_free: Any) -> None:
+  """Splits a CTA into its warpgroups.
 
-  def run(self, wg: Any, load_own: Any, ring: "Ring", compute: Any) -> None:
-    """Splits a CTA into its warpgroups; load_own(w) loads the rows of one."""
-    tiles = self.tiles
+  Args:
+    grid, tiles: of the kernel.
+    at: at(item) returns its ring, load_own(w), which begins to load the rows of
+      a warpgroup, and compute(), which ends with a store.
+    own_free: barriers on which each warpgroup arrives once it needs its rows no
+      more, if the CTA takes several items.
+  """
+  wg = lax.axis_index(hm.WG)
 
-    @pl.when(wg == tiles.wgs)
-    def _load():
-      plgpu.set_max_registers(tiles.registers[1], action="decrease")
+  def steps(item):
+    return at(item)[0].count()
+
+  def load(item):
+    ring, load_own, _ = at(item)
+
+    def own():
       for w in range(tiles.wgs):
+        if grid.resident:
+          wait = functools.partial(plgpu.barrier_wait, own_free.at[w])
+          pl.when(item.count > 0)(wait)
         load_own(w)
-      ring.feed()
 
-    @pl.when(wg < tiles.wgs)
-    def _compute():
-      plgpu.set_max_registers(tiles.registers[0], action="increase")
-      compute()
+    ring.feed(own)
 
-  def call(
-    self, kernel: Any, name: str, cost: Any, out: Any, scratch: Any
-  ) -> Any:
-    return plgpu.kernel(
-      kernel,
-      out_type=out,
-      scratch_types=scratch,
-      # The last one counts fastest: a head's CTAs share what L2 holds.
-      grid=(self.batch, self.heads, self.rows),
-      grid_names=(hm.B, hm.N, hm.ROW),
-      num_threads=self.tiles.wgs + 1,
-      thread_name=hm.WG,
-      kernel_name=name,
-      **hm.costs(cost),
-      compiler_params=plgpu.CompilerParams(
-        approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-      ),
-    )
+  def compute(item):
+    ring, _, run = at(item)
+
+    def leave():
+      ring.end()
+      if grid.resident:
+        plgpu.barrier_arrive(own_free.at[wg])
+
+    run(leave)
+
+  @pl.when(wg == tiles.wgs)
+  def _load():
+    plgpu.set_max_registers(tiles.registers[1], action="decrease")
+    grid.for_each(load, steps)
+
+  @pl.when(wg < tiles.wgs)
+  def _compute():
+    plgpu.set_max_registers(tiles.registers[0], action="increase")
+    grid.for_each(compute, steps)
+    plgpu.wait_smem_to_gmem(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +137,8 @@ class Ring:
 
   load(slot, g, column, barrier): begins to load a tile, of head g of `group`
   that the CTA walks over one after the other. full, free: a barrier of each
-  slot.
+  slot. late: whether a step releases the slot of the step before, not its own.
+  done: steps of the CTA before, None if it has no other items.
   """
 
   tiles: BackwardTiles
@@ -126,11 +149,17 @@ class Ring:
   load: Any
   full: Any
   free: Any
+  late: bool = True
+  done: Any = None
 
   def steps(self) -> tuple[Any, Any]:
     """Returns the first step in the walk's order, and how many there are."""
     ends = _limits(self.walk, self.tables, self.row)
     return ends[0], ends[-1] - ends[0]
+
+  def count(self) -> Any:
+    """Returns the steps of an item."""
+    return self.steps()[1] * self.group
 
   def begin(self, count: Any) -> None:
     """Begins the loads of a step, into a slot that is free."""
@@ -143,23 +172,46 @@ class Ring:
     self.load(slot, g, column, self.full.at[slot])
 
   def slot(self, count: Any) -> Any:
+    if self.done is not None:
+      count = self.done + count
     return lax.rem(count, jnp.int32(self.tiles.stages))
 
   # Of a warpgroup that loads.
 
-  def feed(self) -> None:
-    """Loads all steps, each once no product reads its slot any more."""
+  def feed(self, own: Any) -> None:
+    """Loads all steps, each once no product reads its slot any more.
+
+    own: loads what else there is. Of a CTA with several items, after the first
+    step: its slot is free long before the rows of the item before are.
+    """
+    several = self.done is not None
+    if not several:
+      own()
 
     def one(count, carry):
-      @pl.when(count >= self.tiles.stages)
+      before = count if self.done is None else self.done + count
+
+      @pl.when(before >= self.tiles.stages)
       def _():
         plgpu.barrier_wait(self.free.at[self.slot(count)])
 
       self.begin(count)
+      if several:
+        pl.when(count == 0)(own)
       return carry
 
     if self.walk.partial:
-      lax.fori_loop(0, self.steps()[1] * self.group, one, jnp.int32(0))
+      lax.fori_loop(0, self.count(), one, jnp.int32(0))
+    if not several:
+      return
+    empty = jnp.asarray(self.count() == 0)
+    pl.when(empty)(own)
+    if self.late:
+      # Or it would be completed twice with nobody to see it.
+      extra = functools.partial(
+        plgpu.barrier_wait, self.free.at[self.tiles.stages]
+      )
+      pl.when(~empty)(extra)
 
   # Of a warpgroup that computes.
 
@@ -175,12 +227,20 @@ class Ring:
   def release_before(self, count: Any) -> None:
     """Releases the slot of the step before; of the first step, one past all.
 
-    Nobody waits for that one: it stands for a branch while products run.
+    That one stands for a branch while products run.
     """
     stages = self.tiles.stages
     self.release(
       jnp.where(count == 0, jnp.int32(stages), self.slot(count + (stages - 1)))
     )
+
+  def end(self) -> None:
+    """Releases what the last step of an item left, if there are more items."""
+    if self.done is not None and self.late:
+
+      @pl.when(jnp.asarray(self.count() > 0))
+      def _():
+        self.release(self.slot(self.count() + (self.tiles.stages - 1)))
 
 
 def signals(tiles: BackwardTiles, loads: int) -> tuple[Any, ...]:
@@ -188,6 +248,11 @@ def signals(tiles: BackwardTiles, loads: int) -> tuple[Any, ...]:
   full = plgpu.Barrier(num_arrivals=loads, num_barriers=tiles.stages)
   free = plgpu.Barrier(num_arrivals=tiles.wgs, num_barriers=tiles.stages + 1)
   return full, free
+
+
+def own_free(tiles: BackwardTiles) -> Any:
+  """Returns the barriers of `share`."""
+  return plgpu.Barrier(num_arrivals=1, num_barriers=tiles.wgs)
 
 
 def shared(count: int, rows: int, width: int, dtype: Any) -> tuple[Any, ...]:
@@ -202,10 +267,10 @@ def tiled(shared: tuple[Any, ...], slot: Any) -> list[Any]:
   return [tiled.at[slot] for _, tiled in shared]
 
 
-def mine(shared: tuple[Any, ...], wg: Any, tiles: BackwardTiles) -> list[Any]:
+def mine(shared: tuple[Any, ...], wg: Any, held: bool) -> list[Any]:
   """Returns the parts of a warpgroup's rows, in registers if they are held."""
   found = tiled(shared, wg)
-  if tiles.held:
+  if held:
     wide = plgpu.Layout.WGMMA
     found = [plgpu.layout_cast(x[...], wide) for x in found]
   return found
@@ -241,15 +306,31 @@ def fetch(
     plgpu.copy_gmem_to_smem(ref.at[(*place, columns)], plain.at[slot], barrier)
 
 
+def results_width(width: int) -> int:
+  """Returns how wide the memory for results of a CTA with several items is.
+
+  Parts that are alike take turns: 128 columns have no room beside the rest.
+  """
+  return hm.LINE if width % hm.LINE == 0 else width
+
+
 def store(
   values: Any, shared: tuple[Any, ...], slot: Any, ref: Any, place: Any
 ) -> None:
-  """Begins to store parts of rows by way of shared memory, not past the end."""
-  for (_, tiled), value in zip(shared, values, strict=True):
-    tiled.at[slot][...] = value.astype(ref.dtype)
-  plgpu.commit_smem()
-  for columns, (plain, _) in zip(_columns(ref), shared, strict=True):
-    plgpu.copy_smem_to_gmem(plain.at[slot], ref.at[(*place, columns)])
+  """Begins to store parts of rows by way of shared memory, not past the end.
+
+  shared: for all parts, or for some that the others follow.
+  """
+  columns, many = _columns(ref), len(shared)
+  for first in range(0, len(values), many):
+    if first:
+      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    some = list(zip(shared, values[first:], columns[first:], strict=False))
+    for (_, tiled), value, _ in some:
+      tiled.at[slot][...] = value.astype(ref.dtype)
+    plgpu.commit_smem()
+    for (plain, _), _, part in some:
+      plgpu.copy_smem_to_gmem(plain.at[slot], ref.at[(*place, part)])
 
 
 def multiply(acc: Any, a: list[Any], b: list[Any]) -> None:
@@ -264,8 +345,21 @@ def add(acc: Any, a: jax.Array, b: list[Any]) -> None:
     plgpu.wgmma(x, a, y)
 
 
+def row_sums(a: list[Any], b: list[Any]) -> jax.Array:
+  """Computes the sums of a * b along the width, part by part, float32 [64]."""
+
+  def read(ref):
+    return plgpu.layout_cast(ref[...], plgpu.Layout.WGMMA).astype(jnp.float32)
+
+  found = [(read(x) * read(y)).sum(axis=1) for x, y in zip(a, b, strict=True)]
+  return sum(found[1:], start=found[0])
+
+
 def vector(ref: Any, axis: int, step: int) -> Any:
-  """Loads a vector along `axis` of scores; returns what makes a tile of it."""
+  """Returns what makes a tile of scores of a vector along `axis` of them.
+
+  ref: in shared memory, or an array.
+  """
   layout = plgpu.Layout.WGMMA.reduce(1 - axis)
   vector = plgpu.layout_cast(ref[...], layout)
   return lambda: lax.broadcast_in_dim(vector, (ROWS, step), (axis,))

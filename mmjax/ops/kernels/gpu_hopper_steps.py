@@ -17,6 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from mmjax.ops import blocks
 from mmjax.ops.kernels import gpu_hopper_memory as hm
 from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_hopper_grid import Grid
 from mmjax.ops.kernels.gpu_hopper_memory import ROWS, View
 from mmjax.ops.kernels.gpu_tiles import Plan, Walk
 
@@ -31,6 +32,9 @@ class HopperTiles:
   pingpong: whether two warpgroups take turns at the tensor cores.
   overlap: whether a warpgroup multiplies the next tile of keys while it takes
     the softmax of this one. Costs registers: k more for two tiles of scores.
+  resident: whether there are no more thread blocks than the GPU holds, each
+    with one tile of queries after the other. The loads of the next one then
+    run beside the products of this one; costs memory for results.
   """
 
   wgs: int = 2
@@ -38,6 +42,7 @@ class HopperTiles:
   stages: int = 2
   pingpong: bool = True
   overlap: bool = False
+  resident: bool = False
 
   @property
   def q(self) -> int:
@@ -56,6 +61,8 @@ class Work:
   loader: whether a warpgroup of its own loads. There is none where all tiles
     have a slot of their own: nobody needs to wait for a slot to be free.
   overlap: as of the tiles, where every row of the walk has a step.
+  resident: as of the tiles, where there is a loader and one such thread block
+    fills a multiprocessor.
   tiled: whether TMA tiles rows by 8 as wgmma reads them. It can if lengths
     are multiples of 8.
   parts: the columns of a head. One part if tiled, else as of `split`: up to 64
@@ -69,6 +76,7 @@ class Work:
   rows: int
   loader: bool
   overlap: bool
+  resident: bool
   tiled: bool
   parts: tuple[hm.Part, ...]
 
@@ -86,15 +94,26 @@ class Work:
       rows=pl.cdiv(plan.T, tiles.q),
       loader=loader,
       overlap=tiles.overlap and bool((kinds != blocks.EMPTY).any(1).all()),
+      resident=tiles.resident and loader and tiles.wgs > 1,
       tiled=tiled,
       parts=(hm.Part(0, plan.H),) if tiled else hm.split(plan.H),
     )
+
+  @property
+  def grid(self) -> Grid:
+    plan = self.plan
+    return Grid(plan.B, plan.N, self.rows, self.walk.last_first, self.resident)
 
   @property
   def turns(self) -> bool:
     """Whether two warpgroups take turns at the tensor cores."""
     once = self.walk.fixed is not None and _steps(self.walk) < 2
     return self.tiles.pingpong and self.tiles.wgs == 2 and not once
+
+  @property
+  def may_be_empty(self) -> bool:
+    """Whether a row of the walk may have no step."""
+    return self.loader and self.walk.fixed is None
 
   @property
   def stages(self) -> int:
@@ -104,7 +123,7 @@ class Work:
 class Block:
   """One thread block, as one of its warpgroups sees it while it is traced."""
 
-  def __init__(self, work, refs, memory, signals, wg):
+  def __init__(self, work, refs, memory, signals, wg, item):
     self.work, self.plan, self.tiles = work, work.plan, work.tiles
     self.q_ref, self.k_ref, self.v_ref, *tables, self.out, self.lse = refs
     self.signals, self.wg = signals, wg
@@ -112,15 +131,15 @@ class Block:
     self.none = wg * 0
     self.memory = {
       name: [View.of(ref, work.tiled) for ref in memory[name]]
-      for name in ("q", "k", "v")
+      for name in ("q", "k", "v", "out")
+      if name in memory
     }
+    if not work.resident:  # nobody loads queries any more
+      self.memory["out"] = self.memory["q"]
     self.lse_memory = memory["lse"]
-    self.b, self.n = lax.axis_index(hm.B), lax.axis_index(hm.N)
-    row = lax.axis_index(hm.ROW)
-    if work.walk.last_first:
-      row = work.rows - 1 - row
-    self.q0 = row * self.tiles.q
-    self.row, self.tables = row, tuple(tables)
+    self.item = item
+    self.b, self.n, self.row = work.grid.place(item)
+    self.q0, self.tables = self.row * self.tiles.q, tuple(tables)
     self.c = self.plan.scale * gt.LOG2E
     self.masked = self.plan.mask is not None
 
@@ -165,24 +184,35 @@ class Block:
         self.load_side("v", self.column(step), step)
 
   def load(self) -> None:
-    """Loads queries, then tile after tile into slots that are free."""
-    for wg in range(self.tiles.wgs):
-      self.load_q(wg)
-    stages = self.tiles.stages
+    """Loads queries, and tile after tile into slots that are free."""
+
+    def queries():
+      for wg in range(self.tiles.wgs):
+        if self.work.resident:
+
+          @pl.when(self.item.count > 0)
+          def _(wg=wg):
+            plgpu.barrier_wait(self.signals["q_free"].at[wg])
+
+        self.load_q(wg)
 
     def body(step, column, carry):
       slot = self.slot(step)
       for name in ("k", "v"):
 
-        @pl.when(step >= stages)
+        @pl.when(self.item.done + step >= self.tiles.stages)
         def _(name=name):
           plgpu.barrier_wait(self.signals[f"{name}_free"].at[slot])
 
         self.load_side(name, column, slot)
+        if name == "k":
+          pl.when(step == 0)(queries)
       return carry
 
     for lo, hi, _ in self.limits():
       self.walk(lo, hi, body, None)
+    if self.work.may_be_empty:
+      pl.when(self.steps() == 0)(queries)
 
   # Products and softmax.
 
@@ -198,22 +228,25 @@ class Block:
     )
     carry = (top, total, acc)
     plgpu.barrier_wait(self.signals["q"].at[self.wg])
-    if self.work.turns:
-
-      @pl.when(self.wg == 1)
-      def _():  # the first warpgroup begins
-        plgpu.barrier_arrive(self.signals["turn"].at[0])
-
-      self.await_turn()
+    self.await_turn()
     if self.work.overlap:
       carry = self.overlapped(carry)
     else:
       for lo, hi, partial in self.limits():
         body = functools.partial(self.step, partial=partial)
         carry = self.walk(lo, hi, body, carry)
-    if self.work.turns:
-      self.end_turn()
+    if self.work.may_be_empty:
+      self.free_q(self.steps() == 0)
+    self.end_turn()
     self.store(*carry)
+
+  def begin_turns(self) -> None:
+    """Lets the first warpgroup begin."""
+    if self.work.turns:
+
+      @pl.when(self.wg == 1)
+      def _():
+        plgpu.barrier_arrive(self.signals["turn"].at[0])
 
   def await_turn(self) -> None:
     if self.work.turns:
@@ -237,6 +270,11 @@ class Block:
       ends = [x - first for x in ends]
     return list(zip(ends, ends[1:], walk.partial, strict=False))
 
+  def steps(self) -> Any:
+    """Returns how many steps there are."""
+    limits = self.limits()
+    return limits[-1][1] if limits else 0
+
   def column(self, step: Any) -> Any:
     """Returns which tile of keys a step is about."""
     if self.work.walk.fixed is not None:
@@ -248,7 +286,7 @@ class Block:
   def slot(self, step: Any) -> Any:
     if not self.work.loader:
       return step
-    return lax.rem(step, jnp.int32(self.tiles.stages))
+    return lax.rem(self.item.done + step, jnp.int32(self.tiles.stages))
 
   def walk(self, lo: Any, hi: Any, body: Any, carry: Any) -> Any:
     """Returns carry after body(step, column, carry) of steps [lo, hi)."""
@@ -279,6 +317,7 @@ class Block:
 
     scores = pl.run_scoped(multiply, self.score_spec())
     self.free("k", slot)
+    self.free_q(step == self.steps() - 1)
     top, total, fade, weights = self.softmax(
       scores, column, top, total, partial
     )
@@ -324,6 +363,7 @@ class Block:
         lo = jnp.maximum(lo, 1)
       body = functools.partial(self.overlapped_step, partial=partial)
       carry = self.walk(lo, hi, body, carry)
+    self.free_q(True)
     top, total, acc, weights = carry
     slot = self.slot(limits[-1][1] - 1)
     plgpu.barrier_wait(self.signals["v"].at[slot])
@@ -375,6 +415,17 @@ class Block:
   def free(self, name: str, slot: Any) -> None:
     if self.work.loader:
       plgpu.barrier_arrive(self.signals[f"{name}_free"].at[slot])
+
+  def free_q(self, done: Any) -> None:
+    """Lets the queries of the next item be loaded, if those of this are done.
+
+    Not while products run: a branch would put them in sequence.
+    """
+    if self.work.resident:
+
+      @pl.when(done)
+      def _():
+        plgpu.barrier_arrive(self.signals["q_free"].at[self.wg])
 
   def score_spec(self) -> Any:
     return hm.MOSAIC.ACC((ROWS, self.tiles.k), jnp.float32)
@@ -443,20 +494,24 @@ class Block:
       layout = plgpu.Layout.WGMMA.reduce(1)
       row = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=layout)
       lse = jnp.where(row + start < self.plan.T, lse, jnp.inf)
-    for view, x in zip(self.memory["q"], acc, strict=True):
+    if self.work.resident:  # by the item before
+      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    for view, x in zip(self.memory["out"], acc, strict=True):
       view.tiled.at[self.wg][...] = (x * _rows(share, x.shape)).astype(
         self.work.dtype
       )
     self.lse_memory.at[self.wg][...] = lse
     plgpu.commit_smem()
-    for view, part in zip(self.memory["q"], self.work.parts, strict=True):
+    for view, part in zip(self.memory["out"], self.work.parts, strict=True):
       rows = (self.b, pl.ds(start, ROWS), self.n, self.columns(part))
       plgpu.copy_smem_to_gmem(view.plain.at[self.wg], self.out.at[rows])
-    plgpu.copy_smem_to_gmem(
+    hm.store_vector(
       self.lse_memory.at[self.wg],
-      self.lse.at[self.b, self.n, pl.ds(start, ROWS)],
+      self.lse,
+      (self.b, self.n),
+      start,
+      self.work.rows * self.tiles.q,
     )
-    plgpu.wait_smem_to_gmem(0)
 
 
 def _rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -234,6 +234,14 @@ def load_vector(
   return triton.load(part, mask=mask, other=other)
 
 
+def store_vector(ref: Any, vector: jax.Array, start: Any, length: int) -> None:
+  """Stores rows that begin at `start` of L into their block [size]."""
+  mask = None
+  if length % vector.shape[0]:
+    mask = (start + jnp.arange(vector.shape[0])) < length
+  triton.store(ref, vector, mask=mask)
+
+
 def store(
   ref: Any, values: tuple[jax.Array, ...], start: Any, length: int, width: int
 ) -> None:
@@ -256,6 +264,15 @@ def products(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> jax.Array:
   """Computes a b', float32, summed over the parts of the width."""
   found = [
     triton.dot(x, y, trans_b=True, **_exact(x))
+    for x, y in zip(a, b, strict=True)
+  ]
+  return sum(found[1:], start=found[0])
+
+
+def row_sums(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> jax.Array:
+  """Computes the sums of a * b along the width, float32."""
+  found = [
+    (x.astype(jnp.float32) * y.astype(jnp.float32)).sum(1)
     for x, y in zip(a, b, strict=True)
   ]
   return sum(found[1:], start=found[0])

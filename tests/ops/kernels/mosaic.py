@@ -74,6 +74,23 @@ def interpreted():
   def store(ref, value):
     state.ref_swap(ref, ..., value)
 
+  pad, clip = (
+    gpu_callbacks._pad_to_requested,
+    gpu_callbacks._clip_store_to_shape,
+  )
+
+  def read(value, requested, *rest):
+    """Past the end of a row of bytes is the next one, no zeros."""
+    inside = value is not None and value.shape == requested
+    assert inside or len(requested) > 1, "vector read past the end"
+    return pad(value, requested, *rest)
+
+  def write(access, value, shape):
+    found = clip(access, value, shape)
+    inside = found is not None and found[1].shape == value.shape
+    assert inside or value.ndim > 1, "vector written past the end"
+    return found
+
   def run_state(function):
     def run(values):
       leaves, tree = jax.tree.flatten(values)
@@ -95,6 +112,8 @@ def interpreted():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(interpreter, "_interpret_wgmma_ref_p", product)
     patch.setattr(jaxpr_interpret, "resolve_ref", resolve)
+    patch.setattr(gpu_callbacks, "_pad_to_requested", read)
+    patch.setattr(gpu_callbacks, "_clip_store_to_shape", write)
     patch.setattr(primitives, "wgmma_accumulator_store", store)
     patch.setattr(pl, "run_state", run_state)
     with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):

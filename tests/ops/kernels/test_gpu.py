@@ -18,7 +18,15 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from mmjax import errors
 from mmjax.ops import masks
-from mmjax.ops.kernels import gpu
+from mmjax.ops.kernels import (
+  gpu,
+  gpu_hopper,
+  gpu_hopper_backward,
+  gpu_hopper_whole,
+)
+from mmjax.ops.kernels import gpu_tiles as gt
+from mmjax.ops.kernels.gpu_hopper_backward import BackwardTiles
+from mmjax.ops.kernels.gpu_hopper_whole import Whole
 from mmjax.ops.kernels.gpu_tiles import Tiles
 
 CASES = pathlib.Path(__file__).parent / "cases.py"
@@ -263,18 +271,49 @@ def test_hopper_has_kernels_of_its_own():
   whisper = _lower((2, 1500, 4, 64), (2, 1500, 4, 64), None)
   assert (_kernels(whisper), _of_hopper(whisper)) == (0, 3)
   vit = _lower((2, 197, 4, 64), (2, 197, 4, 64), None)
-  assert (_kernels(vit), _of_hopper(vit)) == (2, 1)  # forward
+  assert (_kernels(vit), _of_hopper(vit)) == (0, 2)  # forward, all gradients
   clip = _lower((2, 257, 4, 64), (2, 257, 4, 64), None)
-  assert (_kernels(clip), _of_hopper(clip)) == (3, 0)  # fills tiles badly
+  assert (_kernels(clip), _of_hopper(clip)) == (1, 2)  # dq: fills tiles badly
+  text = _lower((2, 77, 4, 64), (2, 77, 4, 64), masks.Causal())
+  assert (_kernels(text), _of_hopper(text)) == (0, 2)
   # Short ones and what they refuse are for the others, whatever the chip.
   short = _lower((2, 20, 4, 64), (2, 36, 4, 64), None)
   assert (_kernels(short), _of_hopper(short)) == (3, 0)
   bias = _lower((2, 197, 4, 64), (2, 197, 4, 64), None, (1, 4, 1, 197))
   assert (_kernels(bias), _of_hopper(bias)) == (4, 0)
-  # A predicate on most tiles.
   q = (1, 1280, 2, 64)
   conv = _lower(q, q, masks.Conv(256, 32, 32, 11))
-  assert (_kernels(conv), _of_hopper(conv)) == (3, 0)
+  assert (_kernels(conv), _of_hopper(conv)) == (0, 3)
+  # A predicate on most tiles.
+  near = _lower(q, q, masks.Local(30, 30))
+  assert (_kernels(near), _of_hopper(near)) == (3, 0)
+
+
+@of_hopper
+@pytest.mark.parametrize("mask", (None, masks.Causal(), masks.Local(9, 9)))
+@pytest.mark.parametrize("K", (1, 4))
+def test_no_kernel_for_hopper_is_taken_that_refuses(mask, K):
+  for length in (64, 77, 128, 197, 257, 400, 512, 577, 729, 1500, 4096):
+    for width in (*range(8, 129, 8), 256):
+      plan = gt.Plan(
+        *(2, length, length + 3, 4, K, width, width),
+        scale=0.1,
+        softcap=None,
+        rate=0.0,
+        mask=None if mask is None else jax.tree.structure(mask),
+        axes=(),
+        bias=None,
+        tiles=gpu.choose_tiles(length, length + 3, width, "bfloat16"),
+        interpret=False,
+      )
+      tiles = gpu.for_hopper(plan, "bfloat16").tiles
+      if isinstance(tiles.forward, gpu.HopperTiles):
+        assert gpu_hopper.refuses(plan, "bfloat16", tiles.forward) is None
+      if isinstance(tiles.d_q, Whole):
+        assert gpu_hopper_whole.refuses(plan) is None
+      for mine, own in ((tiles.d_q, 3), (tiles.d_kv, 2)):
+        if isinstance(mine, BackwardTiles):
+          assert gpu_hopper_backward.refuses(plan, mine, own) is None
 
 
 @of_hopper

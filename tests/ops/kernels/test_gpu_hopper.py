@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from mmjax.ops import masks
-from mmjax.ops.kernels import gpu_hopper
+from mmjax.ops.kernels import gpu_hopper, gpu_hopper_grid
 from mmjax.ops.kernels import gpu_tiles as gt
 from mmjax.ops.kernels.gpu_hopper import HopperTiles
 
@@ -107,6 +107,31 @@ def test_values(name):
   off, lse = _case(mask, **given)
   assert off < WITHIN[given.get("dtype", "bfloat16")], off
   assert lse < 1e-4
+
+
+RESIDENT = {
+  # More steps than slots, the longest rows first, turns, grouped heads.
+  "causal": dict(T=200, S=200, N=2, B=2, tiles=HopperTiles(2, 64, 2)),
+  # Rows that see nothing have no step; results by parts.
+  "causal_late": dict(T=140, S=75, N=3, H=72, tiles=HopperTiles(2, 32, 2)),
+  # All rows alike, the next keys ahead of time.
+  "none": dict(T=195, S=203, N=3, tiles=HopperTiles(3, 64, 2, overlap=True)),
+  # The loops over partial and over full tiles begin with other steps.
+  "conv": dict(
+    T=260, S=260, H=128, tiles=HopperTiles(2, 64, 2, True, overlap=True)
+  ),
+}
+
+
+@interpreted
+@pytest.mark.parametrize("name", RESIDENT)
+def test_a_block_that_stays_takes_one_tile_after_the_other(name, monkeypatch):
+  monkeypatch.setattr(gpu_hopper_grid, "processors", lambda: 2)
+  given = dict(RESIDENT[name])
+  given["tiles"] = dataclasses.replace(given["tiles"], resident=True)
+  mask = cases.specs(given["T"], given["S"])[name]
+  off, lse = _case(mask, **given)
+  assert off < WITHIN["bfloat16"] and lse < 1e-4, (off, lse)
 
 
 @interpreted

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from mmjax.ops import masks
-from mmjax.ops.kernels import gpu_hopper_backward
+from mmjax.ops.kernels import gpu_hopper_backward, gpu_hopper_grid
 from mmjax.ops.kernels import gpu_tiles as gt
 from mmjax.ops.kernels.gpu_hopper_backward import BackwardTiles
 
@@ -49,26 +49,24 @@ def _plan(T, S, N, K, H, mask, B=1):
   )
 
 
-def _both(plan, tiles, *args):
-  d_q = gpu_hopper_backward.d_q(plan, *args, tiles)
-  return d_q, *gpu_hopper_backward.d_kv(plan, *args, tiles)
+def _both(plan, tiles, q, k, v, d_out, lse, out):
+  given = q, k, v, d_out, lse
+  d_q, delta = gpu_hopper_backward.d_q(plan, *given, out, tiles)
+  d_k, d_v = gpu_hopper_backward.d_kv(plan, *given, delta, tiles)
+  return d_q, d_k, d_v, delta
 
 
-def _sums(plan, mask, q, k, v, d_out, out):
-  """Returns lse and delta as the kernels take them."""
-  q, k, d_out = (np.asarray(x, float) for x in (q, k, d_out))
+def _sums(plan, mask, q, k):
+  """Returns lse as the kernels take it."""
+  q, k = (np.asarray(x, float) for x in (q, k))
   k = np.repeat(k, plan.group, axis=2)
   e = np.exp(np.einsum("BTNH,BSNH->BNTS", q, k) * plan.scale)
   if mask is not None:
     e = np.where(np.asarray(masks.dense(mask, plan.T, plan.S)), e, 0.0)
   total = e.sum(-1)
   lse = np.where(total, np.log2(np.where(total, total, 1.0)), np.inf)
-  delta = np.einsum("BTNH,BTNH->BNT", out, d_out)
   length = gt.up(plan.T, gt.LSE_ROWS)
-  return (
-    gt.fit(jnp.asarray(lse, jnp.float32), length, jnp.inf),
-    gt.fit(jnp.asarray(delta, jnp.float32), length, 0.0),
-  )
+  return gt.fit(jnp.asarray(lse, jnp.float32), length, jnp.inf)
 
 
 def _case(mask, tiles, T, S, N=1, K=1, H=64, B=1, dtype="bfloat16", wrong=None):
@@ -80,9 +78,13 @@ def _case(mask, tiles, T, S, N=1, K=1, H=64, B=1, dtype="bfloat16", wrong=None):
   out, *want = cases.truth(
     (q, k, v, None), d_out, mask, plan.scale, None, 0.0, None
   )
-  args = q, k, v, d_out, *_sums(plan, mask, q, k, v, d_out, out)
+  args = q, k, v, d_out, _sums(plan, mask, q, k), jnp.asarray(out, dtype)
   with mosaic.interpreted():
-    got = jax.jit(lambda *x: _both(plan, tiles, *x))(*args)
+    *got, delta = jax.jit(lambda *x: _both(plan, tiles, *x))(*args)
+  out = np.asarray(args[-1], float)
+  sums = np.einsum("BTNH,BTNH->BNT", out, np.asarray(d_out, float))
+  np.testing.assert_allclose(delta[..., :T], sums, rtol=1e-4, atol=1e-4)
+  assert delta.shape[2] == gt.up(T, gt.LSE_ROWS) and not delta[..., T:].any()
   assert [(x.shape, x.dtype) for x in got] == [(x, dtype) for x in shapes[:3]]
   got = [np.asarray(x, float) for x in got]
   return got, [
@@ -102,7 +104,7 @@ FAST = {
       S=203,
       N=2,
       dtype="float16",
-      tiles=BackwardTiles(1, 64, 2, held=True),
+      tiles=BackwardTiles(1, 64, 2, held=2),
     ),
   ),
   "banded": (
@@ -120,6 +122,32 @@ def test_gradients(name):
   mask, given = FAST[name]
   _, off = _case(mask, **given)
   assert max(off) < WITHIN[given.get("dtype", "bfloat16")], off
+
+
+RESIDENT = {
+  # More steps than slots, the longest rows first, grouped heads.
+  "causal": (
+    masks.Causal(),
+    dict(T=260, S=260, N=2, B=2, tiles=BackwardTiles(2, 64, 2, held=1)),
+  ),
+  # Rows without a step, in both kernels; no overlap of steps of dk and dv.
+  "late": (
+    masks.Causal(-130),
+    dict(T=300, S=280, N=2, K=1, H=128, tiles=BackwardTiles(2, 64, 2)),
+  ),
+  # Some rows of tiles are past the end of what is stored of sums.
+  "none": (None, dict(T=200, S=205, N=3, H=72, tiles=BackwardTiles(3, 64, 2))),
+}
+
+
+@interpreted
+@pytest.mark.parametrize("name", RESIDENT)
+def test_a_block_that_stays_takes_one_tile_after_the_other(name, monkeypatch):
+  monkeypatch.setattr(gpu_hopper_grid, "processors", lambda: 2)
+  mask, given = RESIDENT[name]
+  tiles = dataclasses.replace(given["tiles"], resident=True)
+  _, off = _case(mask, **given | {"tiles": tiles})
+  assert max(off) < WITHIN["bfloat16"], off
 
 
 @interpreted
@@ -151,7 +179,7 @@ def test_every_mask_with_every_width(name, width):
   tiles = {
     8: BackwardTiles(2, 128, 2),
     40: BackwardTiles(3, 64, 2),
-    72: BackwardTiles(1, 64, 2, held=True),
+    72: BackwardTiles(1, 64, 2, held=2),
     96: BackwardTiles(2, 64, 4),
     104: BackwardTiles(1, 64, 3),
   }[width]
@@ -174,7 +202,7 @@ def _lower(plan, tiles):
   mesh = AbstractMesh((1,), ("x",), abstract_device=h100)
   with jax.sharding.use_abstract_mesh(mesh):
     traced = jax.jit(lambda *x: _both(plan, tiles, *x)).trace(
-      q, k, k, q, rows, rows
+      q, k, k, q, rows, q
     )
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
@@ -182,7 +210,7 @@ def _lower(plan, tiles):
 @pytest.mark.parametrize(
   "plan, tiles",
   (
-    (_plan(197, 197, 4, 4, 64, None), BackwardTiles(held=True)),
+    (_plan(197, 197, 4, 4, 64, None), BackwardTiles(held=2)),
     (_plan(729, 729, 2, 2, 72, None), BackwardTiles(2, 64, 2)),
     (
       _plan(1280, 1280, 4, 2, 128, masks.Conv(256, 32, 32, 11)),
@@ -212,12 +240,18 @@ def test_what_is_refused_is_said():
     "step": dict(tiles=BackwardTiles(step=96)),
     "stages": dict(tiles=BackwardTiles(stages=1)),
     "wgs are": dict(tiles=BackwardTiles(4)),
+    "held": dict(tiles=BackwardTiles(held=3)),
+    "resident": dict(tiles=BackwardTiles(1, resident=True)),
     "shared memory": dict(tiles=BackwardTiles(2, 128, 3), H=128),
   }.items():
     assert word in str(why(**given))
   q = jax.ShapeDtypeStruct((1, 197, 4, 64), jnp.bfloat16)
   rows = jax.ShapeDtypeStruct((1, 4, 256), jnp.float32)
   plan = _plan(197, 197, 4, 4, 64, None)
-  for f in (gpu_hopper_backward.d_q, gpu_hopper_backward.d_kv):
+  tiles = BackwardTiles(stages=1)
+  for f, last in (
+    (gpu_hopper_backward.d_q, q),
+    (gpu_hopper_backward.d_kv, rows),
+  ):
     with pytest.raises(ValueError, match=r"refuses .*stages at least 2"):
-      f(plan, q, q, q, q, rows, rows, BackwardTiles(stages=1))
+      f(plan, q, q, q, q, rows, last, tiles)
