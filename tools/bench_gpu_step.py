@@ -44,7 +44,7 @@ def milliseconds(step, wait, steps: int) -> float:
   return statistics.median(rounds)
 
 
-def ours(sizes: Sizes, attention: str, steps: int):
+def ours(sizes: Sizes, attention: str, steps: int, scan: bool):
   """Returns (ms a step, losses of the first steps, first weights)."""
   choice.ORDER["gpu"] = (attention,)
   model = build.build(
@@ -53,6 +53,7 @@ def ours(sizes: Sizes, attention: str, steps: int):
     variant=sizes.variant,
     num_classes=sizes.classes,
     dtype="bfloat16",
+    scan=scan,
   )
   batches = sizes.batches(2)
   shapes = {
@@ -120,6 +121,9 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--variant", default="B/16")
   parser.add_argument("--batch", type=int, default=256)
   parser.add_argument("--steps", type=int, default=5)
+  parser.add_argument(
+    "--scan", action="store_true", help="loop over the blocks of the model"
+  )
   args = parser.parse_args(argv)
   if jax.default_backend() != "gpu":
     print(f"No GPU: jax runs on {jax.default_backend()}.")
@@ -129,7 +133,7 @@ def main(argv: list[str]) -> int:
     f"{jax.devices()[0].device_kind}, ViT-{args.variant}, {args.batch} images"
   )
   first, *others = choice.ORDER["gpu"]
-  ms, losses, weights = ours(sizes, first, args.steps)
+  ms, losses, weights = ours(sizes, first, args.steps, args.scan)
   _print(f"mmjax, attention {first}", ms, args.batch, losses)
   every = [losses]
   for compiled in (True, False):
@@ -142,7 +146,7 @@ def main(argv: list[str]) -> int:
     _print(name, ms, args.batch, losses)
     every.append(losses)
   for attention in others:
-    ms, losses, _ = ours(sizes, attention, args.steps)
+    ms, losses, _ = ours(sizes, attention, args.steps, args.scan)
     _print(f"mmjax, attention {attention}", ms, args.batch, losses)
     every.append(losses)
   return WRONG if np.ptp(every, 0).max() > 0.02 else 0
