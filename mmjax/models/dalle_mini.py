@@ -5,12 +5,13 @@ gated linear units, the norms of "NormFormer" (Shleifer et al. 2021), no
 biases, positions that count from the first row of their table, and a table of
 embeddings for texts and another for images. Norms before a dense layer have a
 bias and no scale. The 256 tokens are those of a VQGAN, see `models.vqgan`; one
-more id, the last, begins an image.
+more id, the last, begins an image. Its code has variants: see `build`.
 
 Texts steer more if one without words is decoded beside: logits are then those
 without, plus `guidance` times the difference ("super conditioning").
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from mmjax import errors
 from mmjax.layers.block import Cache, Spec, make_cache
 from mmjax.layers.embed import TokenEmbed, add_rows
 from mmjax.layers.mlp import activation
-from mmjax.layers.norm import norm
+from mmjax.layers.norm import norm, placed
 from mmjax.layers.position import LearnedSequence
 from mmjax.layers.transformer import REMAT, Stack
 from mmjax.ops import masks
@@ -76,15 +77,13 @@ class DalleMini(nn.Module):
   width: int
   depth: int
   decoder_depth: int
-  heads: int
-  decoder_heads: int
-  mlp: int
-  decoder_mlp: int
+  spec: Spec
+  decoder_spec: Spec
   text_length: int = 64
   length: int = 256
-  act: str = "gelu_exact"
+  norm: str = "layer"
+  last_norm: bool = True
   scale_embedding: bool = False
-  dropout: float = 0.0
   scan: bool = True
   remat: str = "none"
   dtype: Any = jnp.float32
@@ -95,41 +94,19 @@ class DalleMini(nn.Module):
     self.decoder_embedding = TokenEmbed(V, D, dtype=dtype)
     self.encoder_places = LearnedSequence(self.text_length)
     self.decoder_places = LearnedSequence(self.length)
-    stack = dict(dtype=dtype, scan=self.scan, remat=self.remat)
-    spec = self._spec(self.heads, self.mlp, False)
-    self.encoder = Stack(spec, self.depth, **stack)
-    self.decoder = Stack(self._decoder_spec, self.decoder_depth, **stack)
+    stack: Any = dict(dtype=dtype, scan=self.scan, remat=self.remat)
+    self.encoder = Stack(self.spec, self.depth, **stack)
+    self.decoder = Stack(self.decoder_spec, self.decoder_depth, **stack)
     args: Any = dict(epsilon=_EPSILON, dtype=dtype)
-    self.encoder_norm = norm("layer", **args)
-    self.decoder_norm = norm("layer", **args)
-    self.encoder_final_norm = norm("layer_no_scale", **args)
-    self.decoder_final_norm = norm("layer_no_scale", **args)
-    self.drop = nn.Dropout(self.dropout)
+    self.encoder_norm = norm(self.norm, **args)
+    self.decoder_norm = norm(self.norm, **args)
+    if self.last_norm:
+      self.encoder_final_norm = norm(self.spec.norm, **args)
+    self.decoder_final_norm = norm(self.decoder_spec.norm, **args)
+    self.drop = nn.Dropout(self.spec.dropout)
     init = nn.initializers.normal(0.02)
     init = rules.with_axes(init, ("embed", "vocab"))
     self.head = nn.Dense(V, use_bias=False, dtype=dtype, kernel_init=init)
-
-  def _spec(self, heads: int, mlp: int, cross: bool) -> Spec:
-    return Spec(
-      heads,
-      mlp,
-      act=self.act,
-      gated=True,
-      norm="layer_no_scale",
-      norm_after="layer",
-      norm_mlp="layer_no_scale",
-      epsilon=_EPSILON,
-      biases="",
-      mlp_bias=False,
-      cross=cross,
-      dropout=self.dropout,
-      std=0.02,
-      out_std=0.02,
-    )
-
-  @property
-  def _decoder_spec(self) -> Spec:
-    return self._spec(self.decoder_heads, self.decoder_mlp, True)
 
   def __call__(
     self,
@@ -177,7 +154,7 @@ class DalleMini(nn.Module):
       None if mask is None else masks.Keys(mask != 0),
       not train,
     )
-    return self.encoder_final_norm(x)
+    return self.encoder_final_norm(x) if self.last_norm else x
 
   def start(
     self,
@@ -217,7 +194,7 @@ class DalleMini(nn.Module):
 
     def begin(tokens, mask):
       layers = make_cache(
-        self._decoder_spec,
+        self.decoder_spec,
         self.decoder_depth,
         width=self.width,
         batch=batch,
@@ -294,6 +271,12 @@ def build(
   text_length: int = 64,
   length: int = 256,
   act: str = "gelu_exact",
+  gated: bool = True,
+  bias: bool = False,
+  norm: str = "layer",
+  norms: str = "normformer",
+  norm_scale: bool = False,
+  last_norm: bool = True,
   scale_embedding: bool = False,
   dropout: float = 0.0,
   scan: bool = True,
@@ -306,27 +289,29 @@ def build(
     variant: "mini", "mega" or None. What is given beside it goes before it.
     vocab_size: of texts. image_vocab_size: V, of images without the start.
     width: D. depth: blocks of the encoder. heads: N. mlp: F.
-    decoder_depth, decoder_heads, decoder_mlp: of the decoder; None is as the
-      encoder.
+    decoder_depth, decoder_heads, decoder_mlp: None is as the encoder.
     text_length: the longest text. length: tokens of an image.
-    act: of the gates, see `layers.mlp`.
+    act: of the MLPs, see `layers.mlp`. gated: whether they have gates.
+    bias: of attentions and MLPs.
+    norm: its kind, "layer" or "rms". norms: see `layers.norm.PLACES`.
+    norm_scale: those before a dense layer have a scale too.
+    last_norm: of the encoder, the decoder has one always.
     scale_embedding: embeddings are multiplied by the root of D.
-    dropout: rate.
-    scan: loop over the blocks instead of unrolling them.
+    dropout: rate. scan: loop over the blocks instead of unrolling them.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
 
   Raises:
     InputError: an unknown name, or a size that is not given.
   """
-  options: dict[str, Any] = dict(locals(), dtype=jnp.dtype(dtype))
-  del options["variant"]
+  options = locals()
+  sizes: dict[str, Any] = {name: options[name] for name in VARIANTS["mini"]}
   if variant is not None:
     if variant not in VARIANTS:
       raise errors.unknown("models.dalle_mini variant", variant, VARIANTS)
     known = VARIANTS[variant]
-    options |= {k: v for k, v in known.items() if options[k] is None}
-  missing = [name for name in VARIANTS["mini"] if options[name] is None]
+    sizes = {k: known[k] if v is None else v for k, v in sizes.items()}
+  missing = [name for name, value in sizes.items() if value is None]
   if missing:
     raise errors.InputError(
       f"models.dalle_mini: {', '.join(missing)} not given; give them, or a "
@@ -335,7 +320,31 @@ def build(
   if remat not in REMAT:
     raise errors.unknown("models.dalle_mini remat", remat, REMAT)
   activation(act)
-  for name in ("depth", "heads", "mlp"):
-    if options[f"decoder_{name}"] is None:
-      options[f"decoder_{name}"] = options[name]
-  return DalleMini(**options)
+  spec = Spec(
+    sizes.pop("heads"),
+    sizes.pop("mlp"),
+    act=act,
+    gated=gated,
+    **placed(norms, norm, norm_scale),
+    epsilon=_EPSILON,
+    biases="qkvo" if bias else "",
+    mlp_bias=bias,
+    dropout=dropout,
+    std=0.02,
+    out_std=0.02,
+  )
+  own = dict(heads=decoder_heads or spec.heads, mlp=decoder_mlp or spec.mlp)
+  return DalleMini(
+    **sizes,
+    decoder_depth=sizes["depth"] if decoder_depth is None else decoder_depth,
+    spec=spec,
+    decoder_spec=dataclasses.replace(spec, **own, cross=True),
+    text_length=text_length,
+    length=length,
+    norm=norm,
+    last_norm=last_norm,
+    scale_embedding=scale_embedding,
+    scan=scan,
+    remat=remat,
+    dtype=jnp.dtype(dtype),
+  )

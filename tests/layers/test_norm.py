@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmjax import errors
-from mmjax.layers.norm import layer_norm, norm
+from mmjax.layers.norm import layer_norm, norm, placed
 
 
 def test_equals_float64_and_computes_in_float32(key):
@@ -54,6 +54,34 @@ def test_without_a_scale_there_is_a_bias_only(key):
   assert list(start["params"]) == ["bias"]
 
 
+def test_rms_without_a_scale_has_no_parameters(key):
+  x = 3.0 + np.random.default_rng(1).normal(size=(2, 3, 64))
+  module = norm("rms_no_scale", epsilon=0.1)
+  got, variables = module.init_with_output(key, jnp.float32(x))
+  want = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  assert not variables
+
+
+def test_places_of_norms():
+  got = placed("normformer", "layer", False)
+  assert got == dict(
+    norm="layer_no_scale",
+    norm_after="layer",
+    norm_after_mlp=None,
+    norm_mlp="layer_no_scale",
+  )
+  got = placed("cogview", "rms", True)
+  assert got == dict(
+    norm="rms", norm_after="rms", norm_after_mlp="rms", norm_mlp=None
+  )
+  assert set(placed("preln", "rms", False).values()) == {"rms_no_scale", None}
+
+
 def test_unknown_kind_names_the_known():
   with pytest.raises(errors.InputError, match=r"norm = 'rmsnorm'.*'rms'"):
     norm("rmsnorm")
+  with pytest.raises(errors.InputError, match=r"norm = 'layer_no_bias'"):
+    placed("preln", "layer_no_bias", True)
+  with pytest.raises(errors.InputError, match=r"norms = 'postln'"):
+    placed("postln", "layer", True)

@@ -75,6 +75,8 @@ def test_errors_name_the_field(tiny):
     dalle_mini.build(width=8, depth=2)
   with pytest.raises(errors.InputError, match="remat = 'some'"):
     dalle_mini.build("mini", remat="some")
+  with pytest.raises(errors.InputError, match="norms = 'postln'"):
+    dalle_mini.build("mini", norms="postln")
   prompt = jnp.full((2, 1), START)
   with pytest.raises(errors.InputError, match="slots = 10: an image has 8"):
     generate(model, variables, prompt, dict(tokens=TOKENS), length=10)

@@ -24,6 +24,16 @@ from golden.big_vision import drawn, nested
 from make_golden import save
 
 LENGTH, VOCAB = 9, 24
+# All that differs from what is published, in one model.
+OTHERWISE = dict(
+  ln_positions="cogview",
+  ln_type="rmsnorm",
+  use_bias=True,
+  use_glu=False,
+  use_scan=False,
+  use_final_ln_encoder=False,
+  decoder_start_token_id=5,
+)
 
 
 class Anything(types.ModuleType):
@@ -98,13 +108,20 @@ def source() -> Any:
 
 
 def make() -> None:
-  """Records the case."""
+  """Records the cases; ids only of what is published."""
+  modeling = source()
+  _record(modeling, "dalle_mini", {}, decodes=True)
+  _record(modeling, "dalle_mini_cogview", OTHERWISE, decodes=False)
+
+
+def _record(
+  modeling: Any, case: str, changes: dict[str, Any], decodes: bool
+) -> None:
   import flax.linen as nn
   import jax
   import jax.numpy as jnp
 
-  modeling = source()
-  config = dict(
+  config: dict[str, Any] = dict(
     encoder_vocab_size=31,
     image_vocab_size=VOCAB,
     image_length=LENGTH,
@@ -117,7 +134,9 @@ def make() -> None:
     decoder_attention_heads=2,
     d_model=20,
     gradient_checkpointing=False,
+    **changes,
   )
+  start = config.get("decoder_start_token_id", VOCAB)
 
   class Model(nn.Module):
     """Both halves and the head, named as in the published files."""
@@ -141,21 +160,21 @@ def make() -> None:
   free = np.tile(np.array([[0, 2, 1]], np.int32), (3, 1))
   free_mask = (free != 1).astype(np.int32)
   target = rng.integers(0, VOCAB, (3, LENGTH)).astype(np.int32)
-  target[:, 0] = VOCAB
+  target[:, 0] = start
   model = Model()
   tensors = drawn(model, tokens, target, mask, prefix="")
   apply = jax.jit(lambda *args: model.apply(nested(tensors, ""), *args))
   logits = apply(tokens, target, mask)
 
   def greedy(guidance: float) -> np.ndarray:
-    ids = np.full((3, LENGTH + 1), VOCAB, np.int32)
+    ids = np.full((3, LENGTH + 1), start, np.int32)
     for i in range(LENGTH):
       given = apply(tokens, ids[:, :-1], mask)[:, i]
       without = apply(free, ids[:, :-1], free_mask)[:, i]
       ids[:, i + 1] = (without + guidance * (given - without)).argmax(-1)
     return ids
 
-  prompt = np.full((3, 1), VOCAB, np.int32)
+  prompt = np.full((3, 1), start, np.int32)
   settings = dict(length=LENGTH + 1, eos_ids=[])
   inputs = dict(tokens=tokens, mask=mask)
   text_free = dict(
@@ -164,16 +183,19 @@ def make() -> None:
     guidance=np.full((3,), 10, np.float32),
   )
   save(
-    "dalle_mini",
+    case,
     {"model_type": "dallebart"} | config,
     tensors,
     inputs | {"decoder_tokens": target},
     {".": logits},
     {
-      name: dict(settings=settings, prompt=prompt, ids=ids) | inputs | more
-      for name, ids, more in (
-        ("greedy", greedy(1.0), {}),
-        ("guided", greedy(10.0), text_free),
+      name: dict(settings=settings, prompt=prompt, ids=greedy(guidance))
+      | inputs
+      | more
+      for name, guidance, more in (
+        ("greedy", 1.0, {}),
+        ("guided", 10.0, text_free),
       )
+      if decodes
     },
   )

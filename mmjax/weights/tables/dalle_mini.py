@@ -1,12 +1,17 @@
 """dalle-mini and its mega (model_type "dallebart"), Flax's `.msgpack`.
 
 Layers are stacked [L ...] under `FlaxBartEncoderLayers` and
-`FlaxBartDecoderLayers`; kernels are [in out]. Of the variants that its config
-can say, the one of the published models is known: norms of NormFormer, gated
-linear units, no biases, a norm at both ends.
+`FlaxBartDecoderLayers`, or are tensors each, `FlaxBartEncoderLayer_0`, ... of
+models that were trained without a scan; kernels are [in out]. Norms, dense
+layers and attentions of a layer are counted, each kind by itself.
+
+Of the variants that a config can say, those are known that keep norms before
+their branches: NormFormer (as published), CogView, plain; LayerNorm or RMSNorm,
+with or without gates and biases. The id that begins an image is the one after
+its own unless `decoder_start_token_id` says another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax import errors
@@ -33,26 +38,34 @@ DEFAULTS = dict(
   activation_function="gelu",
   d_model=1024,
   scale_embedding=False,
-)
-FIXED = dict(
   use_bias=False,
+  use_glu=True,
+  use_scan=True,
   ln_type="layernorm",
   ln_positions="normformer",
+  force_ln_scale=False,
+  use_final_ln_encoder=True,
+)
+FIXED = dict(
   use_head_scale=False,
   use_cosine_attention=False,
   use_absolute_position_embeddings=True,
   use_swin_position_embeddings=False,
   use_deepnet_scaling=False,
-  use_subln_init=False,
-  use_glu=True,
   use_alibi=False,
   sinkhorn_iters=1,
-  use_final_ln_encoder=True,
   use_final_ln_decoder=True,
-  force_ln_scale=False,
-  use_scan=True,
   tie_word_embeddings=False,
 )
+# Their name of a norm -> ours, and the class that names its parameters.
+NORMS = {"layernorm": ("layer", "LayerNorm"), "rmsnorm": ("rms", "RMSNorm")}
+# Places of norms -> which of ours follow an attention's, and those of an MLP.
+AFTER_ATTENTION = {"normformer": True, "preln": False, "cogview": True}
+OF_MLP = {
+  "normformer": ("norm2", "mlp/norm"),
+  "preln": ("norm2",),
+  "cogview": ("norm2", "norm2_after"),
+}
 
 
 def build(checkpoint: Checkpoint) -> Recipe | None:
@@ -65,22 +78,28 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   if found.get("model_type") not in MODEL_TYPES:
     return None
   hub.fixed(found, FIXED)
-  config: dict[str, Any] = {**DEFAULTS, **found}
+  given = {k: v for k, v in found.items() if v is not None}
+  config: dict[str, Any] = {**DEFAULTS, **given}
   for side in ("encoder", "decoder"):
     names = (f"{side}_attention_heads", "d_model")
     hub.check_heads(config[names[0]], config["d_model"], names)
-  start, vocab = config.get("decoder_start_token_id"), "image_vocab_size"
-  if start is not None and start != config[vocab]:
+  for name, known in (("ln_type", NORMS), ("ln_positions", OF_MLP)):
+    if config[name] not in known:
+      raise errors.unknown(f"config.json {name}", config[name], known)
+  vocab = config["image_vocab_size"]
+  start = config.get("decoder_start_token_id", vocab)
+  if not 0 <= start <= vocab:
     raise errors.InputError(
-      f"config.json decoder_start_token_id = {start}: an image begins with the "
-      f"id after its own, {vocab} = {config[vocab]}; one of them is wrong."
+      f"config.json decoder_start_token_id = {start}: ids of images end with "
+      f"the one after their own, image_vocab_size = {vocab}; one of them is "
+      "wrong."
     )
   return Recipe(
     table="dalle_mini",
     model=dict(
       name="dalle_mini",
       vocab_size=config["encoder_vocab_size"],
-      image_vocab_size=config[vocab],
+      image_vocab_size=vocab,
       width=config["d_model"],
       depth=config["encoder_layers"],
       decoder_depth=config["decoder_layers"],
@@ -91,12 +110,18 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
       text_length=config["max_text_length"],
       length=config["image_length"],
       act=hub.act(config, field="activation_function"),
+      gated=config["use_glu"],
+      bias=config["use_bias"],
+      norm=NORMS[config["ln_type"]][0],
+      norms=config["ln_positions"],
+      norm_scale=config["force_ln_scale"],
+      last_norm=config["use_final_ln_encoder"],
       scale_embedding=config["scale_embedding"],
     ),
     inputs={"tokens": ((1, 1), "int32"), "decoder_tokens": ((1, 1), "int32")},
     rules=[
-      *_side("encoder", config, ("",)),
-      *_side("decoder", config, ("", "cross")),
+      *_side("encoder", config, ("attention",)),
+      *_side("decoder", config, ("attention", "cross")),
       Rule("head/kernel", "lm_head/kernel"),
     ],
     config=found,
@@ -109,45 +134,87 @@ def _side(
 ) -> list[Rule]:
   """Returns the rules of the encoder or the decoder."""
   theirs = f"model/{name}"
-  blocks = f"{theirs}/layers/FlaxBart{name.capitalize()}Layers"
-  width, heads = config["d_model"], config[f"{name}_attention_heads"]
-  depth, size = config[f"{name}_layers"], width // heads
-  whole = (depth, width, width)
-  to = rename.reshape((depth, width, heads, size), whole)
-  back = rename.reshape((depth, heads, size, width), whole)
-  ours = f"{name}/blocks"
+  layer = f"{theirs}/layers/FlaxBart{name.capitalize()}Layer"
+  block = f"{layer}s" if config["use_scan"] else f"{layer}_{{n}}"
   found = [
     Rule(f"{name}_embedding/table", f"{theirs}/embed_tokens/embedding"),
     Rule(f"{name}_places/table", f"{theirs}/embed_positions/embedding"),
-    Rule(f"{name}_norm/scale", f"{theirs}/layernorm_embedding/scale"),
-    Rule(f"{name}_norm/bias", f"{theirs}/layernorm_embedding/bias"),
-    Rule(f"{name}_final_norm/bias", f"{theirs}/final_ln/bias"),
-    Rule(f"{ours}/norm2/bias", f"{blocks}/GLU_0/LayerNorm_0/bias"),
-    Rule(f"{ours}/mlp/gate/kernel", f"{blocks}/GLU_0/Dense_0/kernel"),
-    Rule(f"{ours}/mlp/up/kernel", f"{blocks}/GLU_0/Dense_1/kernel"),
-    Rule(f"{ours}/mlp/norm/bias", f"{blocks}/GLU_0/LayerNorm_1/bias"),
-    Rule(f"{ours}/mlp/down/kernel", f"{blocks}/GLU_0/Dense_2/kernel"),
+    *_norm(f"{name}_norm", f"{theirs}/layernorm_embedding", config, True),
   ]
-  for i, kind in enumerate(attentions):
-    norm = "norm_cross" if kind else "norm1"
-    before, after = f"{blocks}/LayerNorm_{2 * i}", f"LayerNorm_{2 * i + 1}"
-    projections = f"{blocks}/FlaxBartAttention_{i}"
-    found += [
-      Rule(f"{ours}/{norm}/bias", f"{before}/bias"),
-      Rule(f"{ours}/{norm}_after/scale", f"{blocks}/{after}/scale"),
-      Rule(f"{ours}/{norm}_after/bias", f"{blocks}/{after}/bias"),
-      *(
-        Rule(
-          f"{ours}/{kind or 'attention'}/{x}/kernel",
-          f"{projections}/{y}_proj/kernel",
-          back if x == "out" else to,
-        )
-        for x, y in (
-          ("query", "q"),
-          ("key", "k"),
-          ("value", "v"),
-          ("out", "out"),
-        )
-      ),
+  if name == "decoder" or config["use_final_ln_encoder"]:
+    found += _norm(f"{name}_final_norm", f"{theirs}/final_ln", config, False)
+  rules, norms = [], []
+  for i, ours in enumerate(attentions):
+    norm = "norm_cross" if ours == "cross" else "norm1"
+    after = AFTER_ATTENTION[config["ln_positions"]]
+    norms += [norm, f"{norm}_after"] if after else [norm]
+    rules += _attention(ours, f"FlaxBartAttention_{i}", config, name)
+  rules += _norms(norms, "", config)
+  rules += _mlp(config)
+  return found + rename.under(f"{name}/blocks/", f"{block}/", rules)
+
+
+def _norm(
+  ours: str, theirs: str, config: Mapping[str, Any], scaled: bool
+) -> list[Rule]:
+  """Returns the rules of a norm; before a dense layer few have a scale."""
+  leaves = ["bias"] if config["ln_type"] == "layernorm" else []
+  leaves += ["scale"] if scaled or config["force_ln_scale"] else []
+  return [Rule(f"{ours}/{x}", f"{theirs}/{x}") for x in leaves]
+
+
+def _norms(
+  names: Sequence[str], theirs: str, config: Mapping[str, Any]
+) -> list[Rule]:
+  """Returns the rules of norms of ours as they follow in a module of theirs."""
+  kind = NORMS[config["ln_type"]][1]
+  rules = []
+  for i, ours in enumerate(names):
+    rules += _norm(ours, f"{theirs}{kind}_{i}", config, ours.endswith("_after"))
+  return rules
+
+
+def _mlp(config: Mapping[str, Any]) -> list[Rule]:
+  """Returns the rules of an MLP and its norms."""
+  gated = config["use_glu"]
+  theirs = "GLU_0/" if gated else "FFN_0/"
+  rules = _norms(OF_MLP[config["ln_positions"]], theirs, config)
+  for i, ours in enumerate(("gate", "up", "down") if gated else ("up", "down")):
+    rules += [
+      Rule(f"mlp/{ours}/{leaf}", f"{theirs}Dense_{i}/{leaf}")
+      for leaf in _leaves(config)
     ]
-  return found
+  return rules
+
+
+def _attention(
+  ours: str, theirs: str, config: Mapping[str, Any], side: str
+) -> list[Rule]:
+  """Returns the rules of an attention of a side; theirs has flat heads."""
+  width, heads = config["d_model"], config[f"{side}_attention_heads"]
+  split = (heads, width // heads)
+  stack = (config[f"{side}_layers"],) if config["use_scan"] else ()
+
+  def op(before: tuple[int, ...], flat: tuple[int, ...]) -> rename.Op:
+    return rename.reshape((*stack, *before), (*stack, *flat))
+
+  rules = []
+  for name, letter in (("query", "q"), ("key", "k"), ("value", "v")):
+    into = {
+      "kernel": op((width, *split), (width, width)),
+      "bias": op(split, (width,)),
+    }
+    rules += [
+      Rule(f"{ours}/{name}/{x}", f"{theirs}/{letter}_proj/{x}", into[x])
+      for x in _leaves(config)
+    ]
+  out = {"kernel": op((*split, width), (width, width)), "bias": rename.SAME}
+  return rules + [
+    Rule(f"{ours}/out/{x}", f"{theirs}/out_proj/{x}", out[x])
+    for x in _leaves(config)
+  ]
+
+
+def _leaves(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the parameters of a dense layer."""
+  return ("kernel", "bias") if config["use_bias"] else ("kernel",)
