@@ -146,14 +146,20 @@ def image(
     rules.
 
   Raises:
-    InputError: positions that are no square; a NaFlex with norms of patches.
+    InputError: patches or positions that are no square; a NaFlex with norms
+      of patches.
   """
   shapes = checkpoint.shapes
   kernel = shapes[f"{root}embedding/kernel"]
   if len(kernel) == 2:
     return _naflex(checkpoint, root)
+  patch, columns, channels, width = kernel
+  if columns != patch:
+    raise errors.InputError(
+      f"weights path = {str(checkpoint.path)!r}: {root}embedding/kernel has "
+      f"patches of {patch} by {columns} pixels; only squares can be loaded."
+    )
   sizes, rules = layers.encoder(shapes, f"{root}Transformer/")
-  patch, _, channels, width = kernel
   rules += layers.dense("embedding", f"{root}embedding")
   # Their convolution leaves out what fills no patch, as of 384 pixels by 14.
   model: dict[str, Any] = dict(

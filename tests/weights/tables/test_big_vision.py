@@ -207,6 +207,9 @@ def test_what_is_not_known_is_named():
     big_vision.build(
       checkpoint(shapes | {"params/img/pos_embedding": (1, 8, 16)})
     )
+  with pytest.raises(errors.InputError, match="patches of 4 by 2 pixels"):
+    kernel = {"params/img/embedding/kernel": (4, 2, 3, 16)}
+    big_vision.build(checkpoint(shapes | kernel))
   bert = {k: v for k, v in shapes.items() if "txt/Encoder_0" not in k}
   with pytest.raises(errors.InputError, match="no params/txt/BertEncoder_0"):
     big_vision.build(checkpoint(bert))
