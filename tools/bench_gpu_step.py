@@ -44,7 +44,7 @@ def milliseconds(step, wait, steps: int) -> float:
   return statistics.median(rounds)
 
 
-def ours(sizes: Sizes, attention: str, steps: int, scan: bool):
+def ours(sizes: Sizes, attention: str, steps: int, scan: bool | None):
   """Returns (ms a step, losses of the first steps, first weights)."""
   choice.ORDER["gpu"] = (attention,)
   model = build.build(
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> int:
     f"{jax.devices()[0].device_kind}, ViT-{args.variant}, {args.batch} images"
   )
   first, *others = choice.ORDER["gpu"]
-  ms, losses, weights = ours(sizes, first, args.steps, args.scan)
+  ms, losses, weights = ours(sizes, first, args.steps, args.scan or None)
   _print(f"mmjax, attention {first}", ms, args.batch, losses)
   every = [losses]
   for compiled in (True, False):
@@ -146,7 +146,7 @@ def main(argv: list[str]) -> int:
     _print(name, ms, args.batch, losses)
     every.append(losses)
   for attention in others:
-    ms, losses, _ = ours(sizes, attention, args.steps, args.scan)
+    ms, losses, _ = ours(sizes, attention, args.steps, args.scan or None)
     _print(f"mmjax, attention {attention}", ms, args.batch, losses)
     every.append(losses)
   return WRONG if np.ptp(every, 0).max() > 0.02 else 0

@@ -38,7 +38,7 @@ class CrossBert(nn.Module):
   width: int
   depth: int
   head: bool = True
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
   tied: bool = True

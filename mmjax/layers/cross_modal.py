@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from mmjax import errors
 from mmjax.layers.attention import Attention
 from mmjax.layers.block import Spec
+from mmjax.layers.loop import looped
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.transformer import REMAT
@@ -100,7 +101,7 @@ class CrossStack(nn.Module):
   spec: Spec
   depth: int
   dtype: Any = jnp.float32
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
 
   @nn.compact
@@ -121,12 +122,13 @@ class CrossStack(nn.Module):
       raise errors.unknown("remat", self.remat, REMAT)
     if not self.depth:
       return text, regions
+    loop = looped(self.scan, self.depth)
     block: Any = CrossBlock
     if self.remat != "none":
       block = nn.remat(
         block,
         policy=REMAT[self.remat],
-        prevent_cse=not self.scan,
+        prevent_cse=not loop,
         static_argnums=(3,),
       )
     in_axes: Any = (nn.broadcast, nn.broadcast)
@@ -136,7 +138,7 @@ class CrossStack(nn.Module):
       split_rngs={"params": True, "dropout": True},
       in_axes=in_axes,
       length=self.depth,
-      unroll=1 if self.scan else self.depth,
+      unroll=1 if loop else self.depth,
       metadata_params={nn.PARTITION_NAME: "layers"},
       check_constancy_invariants=False,  # or it traces the body twice
     )(

@@ -62,7 +62,7 @@ class DecoderLM(nn.Module):
       a branch have it divided by the root of 2 * depth.
     embed_dropout, attention_dropout, dropout: rates, on embeddings, weights of
       attention and branches.
-    scan: loop over the blocks instead of unrolling them.
+    scan: whether to loop over the blocks, see `layers.loop`.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
   """
@@ -97,7 +97,7 @@ class DecoderLM(nn.Module):
   embed_dropout: float = 0.0
   attention_dropout: float = 0.0
   dropout: float = 0.0
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 

@@ -39,7 +39,7 @@ class Encoder(nn.Module):
   depth: int
   audio_length: int
   dtype: Any = jnp.float32
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
 
   @nn.compact
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
   length: int
   tied: bool = True
   dtype: Any = jnp.float32
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
 
   @nn.compact

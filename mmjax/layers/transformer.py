@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers.block import ORDERS, Block, Cache, Context, Cycle, Each, Spec
+from mmjax.layers.loop import looped
 from mmjax.ops import attention as ops
 from mmjax.ops.bias import Bias
 from mmjax.ops.masks import Mask
@@ -62,8 +63,8 @@ class Stack(nn.Module):
       linearly with depth.
     dtype: of the computation.
     scan: a loop over the blocks, which compiles once for all depths; False
-      unrolls it, over the same parameters. (Parameters taken `apart` unroll
-      it, too.)
+      unrolls it, over the same parameters; None see `layers.loop`. (Parameters
+      taken `apart` unroll it, too.)
     remat: what the backward pass keeps: "none" recomputes nothing, "full"
       everything, "dots" all but products with weights.
   """
@@ -72,7 +73,7 @@ class Stack(nn.Module):
   depth: int
   drop_path: float = 0.0
   dtype: Any = jnp.float32
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
 
   @nn.compact
@@ -151,6 +152,8 @@ class Stack(nn.Module):
       rates, cache, each = jax.tree.map(
         lambda a: a.reshape(-1, cycle, *a.shape[1:]), (rates, cache, each)
       )
+    length = self.depth // cycle
+    loop = looped(self.scan, length)
     block: Any = Cycle if cycle > 1 else Told if every else Block
     if self.remat != "none":
       # In a loop nothing can be merged across its boundary; unrolled, the
@@ -158,10 +161,9 @@ class Stack(nn.Module):
       block = nn.remat(
         block,
         policy=REMAT[self.remat],
-        prevent_cse=not self.scan,
+        prevent_cse=not loop,
         static_argnums=(5,),
       )
-    length = self.depth // cycle
     in_axes: Any = (0, 0, nn.broadcast, nn.broadcast, 0)
     args = (self.spec,) if cycle == 1 else (self.spec, cycle)
     if self.has_variable("params", "blocks_0"):
@@ -180,7 +182,7 @@ class Stack(nn.Module):
         split_rngs={"params": True, "dropout": True},
         in_axes=in_axes,
         length=length,
-        unroll=1 if self.scan else length,
+        unroll=1 if loop else length,
         metadata_params={nn.PARTITION_NAME: "layers"},
         check_constancy_invariants=False,  # or it traces the body twice
       )(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.layers.attention import Attention
+from mmjax.layers.loop import looped
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import layer_norm
 from mmjax.ops.bias import Offsets
@@ -206,14 +207,14 @@ class WindowStage(nn.Module):
     depth: number of blocks, at least 1; parameters are stacked [depth ...].
     size: of a window, at most.
     drop_path: rates of stochastic depth, one a block.
-    scan: a loop over the blocks instead of unrolling them.
+    scan: a loop over the blocks instead of unrolling them, see `layers.loop`.
     block: (name, value) of further attributes of each `WindowBlock`.
   """
 
   depth: int
   size: int
   drop_path: tuple[float, ...] | None = None
-  scan: bool = True
+  scan: bool | None = None
   block: tuple[tuple[str, Any], ...] = ()
 
   @nn.compact
@@ -233,7 +234,7 @@ class WindowStage(nn.Module):
       split_rngs={"params": True, "dropout": True},
       in_axes=in_axes,
       length=self.depth,
-      unroll=1 if self.scan else self.depth,
+      unroll=1 if looped(self.scan, self.depth) else self.depth,
       metadata_params={nn.PARTITION_NAME: "layers"},
       check_constancy_invariants=False,  # or it traces the body twice
     )(

@@ -66,7 +66,7 @@ class BART(nn.Module):
   start_id: int | None = 2
   eos_id: int = 2
   dropout: float = 0.0
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -280,7 +280,7 @@ def build(
   start_id: int | None = 2,
   eos_id: int = 2,
   dropout: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> BART:
@@ -303,7 +303,7 @@ def build(
       says where an answer begins and ends.
     start_id, eos_id: what the decoder begins with where it is not given, and
       the end of text where classes are read.
-    dropout: rate. scan: loop over the blocks instead of unrolling them.
+    dropout: rate. scan: whether to loop over the blocks, see `layers.loop`.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
 

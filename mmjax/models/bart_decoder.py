@@ -48,7 +48,7 @@ class BARTDecoder(nn.Module):
   norms_first: bool = False
   tied: bool = True
   dropout: float = 0.0
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -170,7 +170,7 @@ def build(
   norms_first: bool = False,
   tied: bool = True,
   dropout: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> BARTDecoder:
@@ -184,7 +184,7 @@ def build(
     norms_first: of the branches, and one more at the end, as in mBART.
     tied: the head is the table of embeddings.
     dropout: rate.
-    scan: loop over the blocks instead of unrolling them.
+    scan: whether to loop over the blocks, see `layers.loop`.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
 

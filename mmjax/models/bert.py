@@ -79,7 +79,7 @@ class Bert(nn.Module):
   head_act: str | None = None
   epsilon: float = 1e-12
   dropout: float = 0.0
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -211,7 +211,7 @@ def build(
   head_act: str | None = None,
   epsilon: float = 1e-12,
   dropout: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> Bert:
@@ -247,7 +247,7 @@ def build(
     head_act: of the head of words; None is `act`.
     epsilon: of the norms.
     dropout: rate, 0.1 in BERT.
-    scan: loop over the blocks instead of unrolling them.
+    scan: whether to loop over the blocks, see `layers.loop`.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters are float32.
 

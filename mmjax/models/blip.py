@@ -68,7 +68,7 @@ class Blip(nn.Module):
   depth: int
   embed_dim: int = 256
   tied: bool = True
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -267,7 +267,7 @@ def build(
   act: str = "gelu_exact",
   epsilon: float = 1e-12,
   dropout: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> Blip:

@@ -31,7 +31,7 @@ class BlipText(nn.Module):
   width: int
   depth: int
   pooler: bool = True
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -99,7 +99,7 @@ def build(
   act: str = "gelu_exact",
   epsilon: float = 1e-12,
   dropout: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> BlipText:

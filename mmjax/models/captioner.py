@@ -80,7 +80,7 @@ class Captioner(nn.Module):
   posemb: str = "learn"
   masked: bool = True
   head_std: float = 0.0
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -263,7 +263,7 @@ def build(
   bias: bool = False,
   head_std: float = 0.0,
   dropout: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> Captioner:

@@ -84,7 +84,7 @@ class DalleMini(nn.Module):
   norm: str = "layer"
   last_norm: bool = True
   scale_embedding: bool = False
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -279,7 +279,7 @@ def build(
   last_norm: bool = True,
   scale_embedding: bool = False,
   dropout: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> DalleMini:
@@ -297,7 +297,7 @@ def build(
     norm_scale: those before a dense layer have a scale too.
     last_norm: of the encoder, the decoder has one always.
     scale_embedding: embeddings are multiplied by the root of D.
-    dropout: rate. scan: loop over the blocks instead of unrolling them.
+    dropout: rate. scan: whether to loop over the blocks, see `layers.loop`.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
 

@@ -66,7 +66,7 @@ class HTSAT(nn.Module):
   dropout: float = 0.0
   drop_path: float = 0.0
   momentum: float = 0.9
-  scan: bool = True
+  scan: bool | None = None
   dtype: Any = jnp.float32
 
   @property
@@ -247,7 +247,7 @@ def build(
   dropout: float = 0.0,
   drop_path: float = 0.0,
   momentum: float = 0.9,
-  scan: bool = True,
+  scan: bool | None = None,
   dtype: str = "float32",
 ) -> HTSAT:
   """Builds an HTS-AT.
@@ -269,7 +269,7 @@ def build(
     act: of the MLPs. epsilon: of the norms in blocks.
     dropout: rate. drop_path: rate of stochastic depth of the last block.
     momentum: how much of the running statistics stays, each step.
-    scan: loop over the blocks of a stage instead of unrolling them.
+    scan: whether to loop over a stage's blocks, see `layers.loop`.
     dtype: of the computation; parameters and statistics are float32.
 
   Raises:

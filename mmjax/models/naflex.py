@@ -46,7 +46,7 @@ class NaFlex(nn.Module):
   epsilon: float = 1e-6
   dropout: float = 0.0
   drop_path: float = 0.0
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -267,7 +267,7 @@ def build(
   epsilon: float = 1e-6,
   dropout: float = 0.0,
   drop_path: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> NaFlex:
@@ -284,7 +284,7 @@ def build(
     act: "gelu" (tanh), "gelu_exact", "quick_gelu", "relu".
     epsilon: of the norms.
     dropout: rate. drop_path: rate of stochastic depth of the last block.
-    scan: loop over the blocks instead of unrolling them.
+    scan: whether to loop over the blocks, see `layers.loop`.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters are float32.
 

@@ -80,7 +80,7 @@ class T5(nn.Module):
   eos_id: int = 1
   epsilon: float = 1e-6
   dropout: float = 0.0
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -280,7 +280,7 @@ def build(
   eos_id: int = 1,
   epsilon: float = 1e-6,
   dropout: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> T5:
@@ -302,7 +302,7 @@ def build(
     start_id, eos_id: what the decoder begins with where it is not given, and
       the end of text where classes are read.
     epsilon: of the norms. dropout: rate.
-    scan: loop over the blocks instead of unrolling them.
+    scan: whether to loop over the blocks, see `layers.loop`.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters and logits are float32.
 

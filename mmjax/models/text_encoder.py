@@ -49,7 +49,7 @@ class TextEncoder(nn.Module):
   epsilon: float = 1e-6
   dropout: float = 0.0
   drop_path: float = 0.0
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -155,7 +155,7 @@ def build(
   epsilon: float = 1e-6,
   dropout: float = 0.0,
   drop_path: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> TextEncoder:
@@ -180,7 +180,7 @@ def build(
     act: "gelu" (tanh), "gelu_exact", "quick_gelu".
     epsilon: of the norms; 1e-6 in Google's models, 1e-5 in CLIP.
     dropout: rate. drop_path: rate of stochastic depth of the last block.
-    scan: loop over the blocks instead of unrolling them.
+    scan: whether to loop over the blocks, see `layers.loop`.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters are float32.
 

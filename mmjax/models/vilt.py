@@ -72,7 +72,7 @@ class ViLT(nn.Module):
   act: str = "gelu_exact"
   epsilon: float = 1e-12
   dropout: float = 0.0
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -270,7 +270,7 @@ def build(
   act: str = "gelu_exact",
   epsilon: float = 1e-12,
   dropout: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> ViLT:

@@ -72,7 +72,7 @@ class ViT(nn.Module):
   dropout: float = 0.0
   drop_path: float = 0.0
   patch_drop: float = 0.0
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
   dtype: Any = jnp.float32
 
@@ -268,7 +268,7 @@ def build(
   dropout: float = 0.0,
   drop_path: float = 0.0,
   patch_drop: float = 0.0,
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> ViT:

@@ -50,7 +50,7 @@ class Decoder(nn.Module):
   outputs: int
   interpolate: str | None = None
   dtype: Any = jnp.float32
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
 
   @nn.compact

@@ -86,7 +86,7 @@ class Whisper(nn.Module):
   suppress: tuple[int, ...] = ()
   begin_suppress: tuple[int, ...] = ()
   dtype: Any = jnp.float32
-  scan: bool = True
+  scan: bool | None = None
   remat: str = "none"
 
   def setup(self):
@@ -263,7 +263,7 @@ def build(
   pad_id: int = 0,
   suppress: Sequence[int] = (),
   begin_suppress: Sequence[int] = (),
-  scan: bool = True,
+  scan: bool | None = None,
   remat: str = "none",
   dtype: str = "float32",
 ) -> Whisper | Encoder | Decoder:
@@ -286,7 +286,7 @@ def build(
       `transcribe` takes if it is not told: ids that texts start with, that
       may stand for -1 there, that end them, that fill them up, that they
       never hold, that they do not start with.
-    scan: loop over the blocks instead of unrolling them.
+    scan: whether to loop over the blocks, see `layers.loop`.
     remat: "none", "full", "dots": see `layers.transformer.Stack`.
     dtype: of the computation; parameters are float32.
 
