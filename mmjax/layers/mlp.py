@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mmjax import errors
 from mmjax.layers.norm import norm
-from mmjax.ops import in_turn, product
+from mmjax.ops import choice, in_turn, product
 from mmjax.parallel import rules
 
 
@@ -172,20 +172,38 @@ class Weights(nn.Module):
 
 
 def _spread(x, weights, act, dtype):
-  """Computes hidden units [B T F] of tokens [B T D]."""
-  hidden = _dense(x, weights["up"], dtype)
-  if "gate" in weights:
-    hidden = activation(act)(_dense(x, weights["gate"], dtype)) * hidden
-  else:
-    hidden = activation(act)(hidden)
-  return rules.constrain(hidden, "batch", "length", "mlp")
+  """Computes hidden units [B T F] of tokens [B T D].
+
+  On a GPU the backward pass bends the products anew: to write and read what
+  would be kept of it takes longer.
+  """
+  names = [name for name in ("up", "gate") if name in weights]
+  products = {name: _product(x, weights[name], dtype) for name in names}
+  biases = {name: weights[name].get("bias") for name in names}
+  bend = functools.partial(_bend, act=act)
+  if choice.platform() == "gpu":
+    bend = jax.checkpoint(bend)
+  return rules.constrain(bend(products, biases), "batch", "length", "mlp")
+
+
+def _bend(products, biases, act):
+  found = {name: _biased(x, biases[name]) for name, x in products.items()}
+  if "gate" in found:
+    return activation(act)(found["gate"]) * found["up"]
+  return activation(act)(found["up"])
 
 
 def _dense(x, weights, dtype):
+  return _biased(_product(x, weights, dtype), weights.get("bias"))
+
+
+def _product(x, weights, dtype):
   axes = (((x.ndim - 1,), (0,)), ((), ()))
   kernel = weights["kernel"].astype(dtype)
-  x = product.dot_general(x.astype(dtype), kernel, axes)
-  if "bias" in weights:
-    bias = weights["bias"].astype(dtype)
-    x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
-  return x
+  return product.dot_general(x.astype(dtype), kernel, axes)
+
+
+def _biased(x, bias):
+  if bias is None:
+    return x
+  return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -8,6 +8,7 @@ import pytest
 
 from mmjax import errors
 from mmjax.layers.mlp import MLP, activation
+from mmjax.ops import choice
 
 X = np.linspace(-4, 4, 41)
 
@@ -114,3 +115,26 @@ def test_dropout_needs_train(key):
   still = mlp.apply(variables, x)
   dropped = mlp.apply(variables, x, False, rngs={"dropout": key})
   assert np.abs(still - dropped).max() > 1e-3
+
+
+@pytest.mark.parametrize("gated", (False, True))
+def test_on_a_gpu_the_backward_pass_bends_anew(gated, key, monkeypatch):
+  x = jax.random.normal(key, (2, 3, 8))
+  mlp = MLP(16, gated=gated)
+  params = mlp.init(key, x)["params"]
+
+  def gradients():
+    # A function of its own: traces of one are kept.
+    return jax.grad(lambda p, x: jnp.square(mlp.apply({"params": p}, x)).sum())
+
+  plain = gradients()
+  want, before = plain(params, x), str(jax.make_jaxpr(plain)(params, x))
+  monkeypatch.setattr(choice, "platform", lambda: "gpu")
+  anew = gradients()
+  after = str(jax.make_jaxpr(anew)(params, x))
+  assert (before.count("tanh"), after.count("tanh")) == (1, 2)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    want,
+    anew(params, x),
+  )
