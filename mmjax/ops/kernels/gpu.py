@@ -6,7 +6,8 @@ lengths, any mask of the algebra, dense broadcastable bias with gradient,
 soft-cap, grouped heads, dropout, widths to 256. A query that sees no key gets
 a zero output and gives zero gradients. Reverse mode only: there is no rule for
 tangents. Hopper has kernels of its own for much of it (`gpu_hopper`,
-`gpu_hopper_backward`), which `for_hopper` puts in their place.
+`gpu_hopper_backward`, `gpu_hopper_whole`), which `for_hopper` puts in their
+place.
 """
 
 import dataclasses
@@ -129,17 +130,20 @@ def on_hopper() -> bool:
 def for_hopper(plan: Plan, dtype: Any) -> Plan:
   """Returns the plan with the kernels for Hopper where these were faster.
 
-  On an H100, by tools/tune_gpu.py; in milliseconds, ours there and the others':
-  the comments say at which of its shapes. A predicate on a tile costs them more
-  than the others, so masks of which many tiles are partial stay where they are.
+  By tools/tune_gpu.py on an H100; comments are milliseconds of its shapes. A
+  predicate on a tile costs them more than the others, so masks of which many
+  tiles are partial stay where they are.
   """
-  if min(plan.T, plan.S) < 64 or gpu_hopper.refuses(plan, dtype) is not None:
+  if gpu_hopper.refuses(plan, dtype) is not None:
     return plan
   if plan.mask is not None and miscompiles_masks():
     return plan
-  found: dict[str, Any] = {}
+  short = plan.H <= 96 and max(plan.T, plan.S) <= 512
+  if min(plan.T, plan.S) < (64 if short else 128):
+    return plan
   if plan.H > gpu_hopper_backward.MAX_WIDTH:
     return plan
+  found: dict[str, Any] = {}
   if plan.H > 96:
     # Blocks that stay are slower: 0.33 for 0.29, 0.46 for 0.39, 0.59 for 0.54.
     found = dict(
@@ -147,7 +151,7 @@ def for_hopper(plan: Plan, dtype: Any) -> Plan:
       d_q=BackwardTiles(2, 64, 3),
       d_kv=BackwardTiles(2, 64, 2),
     )
-  elif max(plan.T, plan.S) <= 512:
+  elif short:
     found = _short(plan)
   elif plan.mask is None:
     found = _unmasked(plan)
