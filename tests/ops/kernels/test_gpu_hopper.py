@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from mmjax.ops import masks
 from mmjax.ops.kernels import gpu_hopper, gpu_hopper_grid
@@ -28,23 +27,9 @@ def _beside(name):
   return module
 
 
-cases, mosaic = _beside("cases"), _beside("mosaic")
+cases, hopper, mosaic = map(_beside, ("cases", "hopper", "mosaic"))
 interpreted = pytest.mark.skipif(mosaic.MISSING, reason="no GPU interpreter")
 WITHIN = {"bfloat16": 1.2e-2, "float16": 2e-3}
-
-
-def _plan(T, S, N, K, H, mask, B=1):
-  return gt.Plan(
-    *(B, T, S, N, K, H, H),
-    scale=0.3,
-    softcap=None,
-    rate=0.0,
-    mask=None if mask is None else jax.tree.structure(mask),
-    axes=() if mask is None else masks.leaf_axes(mask),
-    bias=None,
-    tiles=(),
-    interpret=False,
-  )
 
 
 def _truth(plan, mask, q, k, v):
@@ -70,7 +55,7 @@ def _case(mask, tiles, T, S, N=1, K=1, H=64, B=1, dtype="bfloat16", wrong=None):
   draw = np.random.default_rng(T + S + H)
   shapes = (B, T, N, H), (B, S, K, H), (B, S, K, H)
   args = [jnp.asarray(draw.normal(size=x), dtype) for x in shapes]
-  plan = _plan(T, S, N, K, H, wrong or mask, B)
+  plan = hopper.plan(T, S, N, K, H, wrong or mask, B)
   with mosaic.interpreted():
     out, lse = jax.jit(lambda *x: gpu_hopper.forward(plan, *x, tiles))(*args)
   assert (out.shape, out.dtype) == (shapes[0], dtype)
@@ -162,34 +147,25 @@ def test_every_mask_with_every_width(name, width, tiles):
 
 
 def _lower(plan, tiles):
-  """Lowers the kernel for an H100; returns the module's text."""
-  h100 = AbstractDevice(
-    device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"
+  q, k, _ = hopper.shapes(plan)
+  return hopper.lowered(
+    lambda q, k, v: gpu_hopper.forward(plan, q, k, v, tiles), q, k, k
   )
-  q, k = (
-    jax.ShapeDtypeStruct((plan.B, length, heads, plan.H), jnp.bfloat16)
-    for length, heads in ((plan.T, plan.N), (plan.S, plan.K))
-  )
-
-  def run(q, k, v):
-    return gpu_hopper.forward(plan, q, k, v, tiles)
-
-  mesh = AbstractMesh((1,), ("x",), abstract_device=h100)
-  with jax.sharding.use_abstract_mesh(mesh):
-    traced = jax.jit(run).trace(q, k, k)
-    return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize(
   "plan, tiles",
   (
-    (_plan(197, 197, 4, 4, 64, None), HopperTiles(2, 128, 2)),
-    (_plan(729, 729, 2, 2, 72, None), HopperTiles(3, 64, 2)),
+    (hopper.plan(197, 197, 4, 4, 64, None), HopperTiles(2, 128, 2)),
+    (hopper.plan(729, 729, 2, 2, 72, None), HopperTiles(3, 64, 2)),
     (
-      _plan(1280, 1280, 4, 2, 128, masks.Conv(256, 32, 32, 11)),
+      hopper.plan(1280, 1280, 4, 2, 128, masks.Conv(256, 32, 32, 11)),
       HopperTiles(2, 128, 2, overlap=True),
     ),
-    (_plan(100, 1500, 2, 2, 96, None), HopperTiles(2, 64, 3, overlap=True)),
+    (
+      hopper.plan(100, 1500, 2, 2, 96, None),
+      HopperTiles(2, 64, 3, overlap=True),
+    ),
   ),
 )
 def test_lowers_for_a_gpu(plan, tiles):
@@ -197,7 +173,7 @@ def test_lowers_for_a_gpu(plan, tiles):
 
 
 def test_what_is_refused_is_said():
-  plan = _plan(197, 197, 4, 2, 64, masks.Causal())
+  plan = hopper.plan(197, 197, 4, 2, 64, masks.Causal())
 
   def why(dtype="bfloat16", tiles=None, **given):
     return str(

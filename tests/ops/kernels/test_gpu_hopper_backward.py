@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from mmjax.ops import masks
 from mmjax.ops.kernels import gpu_hopper_backward, gpu_hopper_grid
@@ -28,25 +27,11 @@ def _beside(name):
   return module
 
 
-cases, mosaic = _beside("cases"), _beside("mosaic")
+cases, hopper, mosaic = map(_beside, ("cases", "hopper", "mosaic"))
 interpreted = pytest.mark.skipif(mosaic.MISSING, reason="no GPU interpreter")
 # Of the greatest gradient: slopes are of 16 bits, and so are results.
 WITHIN = {"bfloat16": 1.2e-2, "float16": 2e-3}
 ONE = BackwardTiles(1)
-
-
-def _plan(T, S, N, K, H, mask, B=1):
-  return gt.Plan(
-    *(B, T, S, N, K, H, H),
-    scale=0.3,
-    softcap=None,
-    rate=0.0,
-    mask=None if mask is None else jax.tree.structure(mask),
-    axes=() if mask is None else masks.leaf_axes(mask),
-    bias=None,
-    tiles=(),
-    interpret=False,
-  )
 
 
 def _both(plan, tiles, q, k, v, d_out, lse, out):
@@ -56,29 +41,16 @@ def _both(plan, tiles, q, k, v, d_out, lse, out):
   return d_q, d_k, d_v, delta
 
 
-def _sums(plan, mask, q, k):
-  """Returns lse as the kernels take it."""
-  q, k = (np.asarray(x, float) for x in (q, k))
-  k = np.repeat(k, plan.group, axis=2)
-  e = np.exp(np.einsum("BTNH,BSNH->BNTS", q, k) * plan.scale)
-  if mask is not None:
-    e = np.where(np.asarray(masks.dense(mask, plan.T, plan.S)), e, 0.0)
-  total = e.sum(-1)
-  lse = np.where(total, np.log2(np.where(total, total, 1.0)), np.inf)
-  length = gt.up(plan.T, gt.LSE_ROWS)
-  return gt.fit(jnp.asarray(lse, jnp.float32), length, jnp.inf)
-
-
 def _case(mask, tiles, T, S, N=1, K=1, H=64, B=1, dtype="bfloat16", wrong=None):
   """Returns the gradients of q, k and v, and how far off they are."""
   draw = np.random.default_rng(T + S + H)
   shapes = (B, T, N, H), (B, S, K, H), (B, S, K, H), (B, T, N, H)
   q, k, v, d_out = (jnp.asarray(draw.normal(size=x), dtype) for x in shapes)
-  plan = _plan(T, S, N, K, H, wrong or mask, B)
+  plan = hopper.plan(T, S, N, K, H, wrong or mask, B)
   out, *want = cases.truth(
     (q, k, v, None), d_out, mask, plan.scale, None, 0.0, None
   )
-  args = q, k, v, d_out, _sums(plan, mask, q, k), jnp.asarray(out, dtype)
+  args = q, k, v, d_out, hopper.lse(plan, mask, q, k), jnp.asarray(out, dtype)
   with mosaic.interpreted():
     *got, delta = jax.jit(lambda *x: _both(plan, tiles, *x))(*args)
   out = np.asarray(args[-1], float)
@@ -189,35 +161,21 @@ def test_every_mask_with_every_width(name, width):
 
 
 def _lower(plan, tiles):
-  """Lowers both kernels for an H100; returns the module's text."""
-  h100 = AbstractDevice(
-    device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"
-  )
-  q, k = (
-    jax.ShapeDtypeStruct((plan.B, length, heads, plan.H), jnp.bfloat16)
-    for length, heads in ((plan.T, plan.N), (plan.S, plan.K))
-  )
-  rows = (plan.B, plan.N, gt.up(plan.T, gt.LSE_ROWS))
-  rows = jax.ShapeDtypeStruct(rows, jnp.float32)
-  mesh = AbstractMesh((1,), ("x",), abstract_device=h100)
-  with jax.sharding.use_abstract_mesh(mesh):
-    traced = jax.jit(lambda *x: _both(plan, tiles, *x)).trace(
-      q, k, k, q, rows, q
-    )
-    return traced.lower(lowering_platforms=("cuda",)).as_text()
+  q, k, rows = hopper.shapes(plan)
+  return hopper.lowered(lambda *x: _both(plan, tiles, *x), q, k, k, q, rows, q)
 
 
 @pytest.mark.parametrize(
   "plan, tiles",
   (
-    (_plan(197, 197, 4, 4, 64, None), BackwardTiles(held=2)),
-    (_plan(729, 729, 2, 2, 72, None), BackwardTiles(2, 64, 2)),
+    (hopper.plan(197, 197, 4, 4, 64, None), BackwardTiles(held=2)),
+    (hopper.plan(729, 729, 2, 2, 72, None), BackwardTiles(2, 64, 2)),
     (
-      _plan(1280, 1280, 4, 2, 128, masks.Conv(256, 32, 32, 11)),
+      hopper.plan(1280, 1280, 4, 2, 128, masks.Conv(256, 32, 32, 11)),
       BackwardTiles(),
     ),
-    (_plan(100, 1500, 2, 2, 96, masks.Causal(1400)), ONE),
-    (_plan(300, 100, 2, 1, 32, masks.Column(44, 16, 16)), ONE),
+    (hopper.plan(100, 1500, 2, 2, 96, masks.Causal(1400)), ONE),
+    (hopper.plan(300, 100, 2, 1, 32, masks.Column(44, 16, 16)), ONE),
   ),
 )
 def test_lowers_for_a_gpu(plan, tiles):
@@ -227,7 +185,7 @@ def test_lowers_for_a_gpu(plan, tiles):
 
 def test_what_is_refused_is_said():
   def why(tiles=BackwardTiles(), H=64, width=None):  # noqa: B008
-    plan = _plan(197, 197, 4, 2, H, None)
+    plan = hopper.plan(197, 197, 4, 2, H, None)
     plan = dataclasses.replace(plan, width=width or H)
     return gpu_hopper_backward.refuses(plan, tiles)
 
@@ -247,7 +205,7 @@ def test_what_is_refused_is_said():
     assert word in str(why(**given))
   q = jax.ShapeDtypeStruct((1, 197, 4, 64), jnp.bfloat16)
   rows = jax.ShapeDtypeStruct((1, 4, 256), jnp.float32)
-  plan = _plan(197, 197, 4, 4, 64, None)
+  plan = hopper.plan(197, 197, 4, 4, 64, None)
   tiles = BackwardTiles(stages=1)
   for f, last in (
     (gpu_hopper_backward.d_q, q),

@@ -11,11 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from mmjax.ops import masks
 from mmjax.ops.kernels import gpu_hopper_whole as hw
-from mmjax.ops.kernels import gpu_tiles as gt
 
 HERE = pathlib.Path(__file__).parent
 
@@ -27,35 +25,14 @@ def _beside(name):
   return module
 
 
-cases, mosaic = _beside("cases"), _beside("mosaic")
+cases, hopper, mosaic = map(_beside, ("cases", "hopper", "mosaic"))
 interpreted = pytest.mark.skipif(mosaic.MISSING, reason="no GPU interpreter")
 WITHIN = {"bfloat16": 1.2e-2, "float16": 2e-3}
 MASKS = [x for x, y in cases.specs(1, 1).items() if not jax.tree.leaves(y)]
 
 
 def _plan(T, S, N, mask, B=1):
-  return gt.Plan(
-    *(B, T, S, N, N, 64, 64),
-    scale=0.3,
-    softcap=None,
-    rate=0.0,
-    mask=None if mask is None else jax.tree.structure(mask),
-    axes=(),
-    bias=None,
-    tiles=(),
-    interpret=False,
-  )
-
-
-def _lse(plan, mask, q, k):
-  """Returns log2 of the sums of rows, as the kernel takes them."""
-  e = np.einsum("BTNH,BSNH->BNTS", np.asarray(q, float), np.asarray(k, float))
-  e = np.exp(e * plan.scale)
-  if mask is not None:
-    e = np.where(np.asarray(masks.dense(mask, plan.T, plan.S)), e, 0.0)
-  total = e.sum(-1)
-  lse = np.where(total, np.log2(np.where(total, total, 1.0)), np.inf)
-  return gt.fit(jnp.asarray(lse, jnp.float32), gt.up(plan.T, 128), jnp.inf)
+  return hopper.plan(T, S, N, N, 64, mask, B)
 
 
 def _case(mask, T, S, N=1, B=1, dtype="bfloat16", wrong=None):
@@ -65,7 +42,7 @@ def _case(mask, T, S, N=1, B=1, dtype="bfloat16", wrong=None):
   q, k, v, d_out = (jnp.asarray(draw.normal(size=x), dtype) for x in shapes)
   out, *want = cases.truth((q, k, v, None), d_out, mask, 0.3, None, 0.0, None)
   plan = _plan(T, S, N, wrong or mask, B)
-  args = q, k, v, d_out, _lse(plan, mask, q, k), jnp.asarray(out, dtype)
+  args = q, k, v, d_out, hopper.lse(plan, mask, q, k), jnp.asarray(out, dtype)
   with mosaic.interpreted():
     got = jax.jit(lambda *x: hw.gradients(plan, *x))(*args)
   assert [(x.shape, x.dtype) for x in got] == [(x, dtype) for x in shapes[:3]]
@@ -124,21 +101,8 @@ def test_every_mask(name, T, S):
   "plan", (_plan(197, 197, 12, None), _plan(77, 250, 8, masks.Causal(4)))
 )
 def test_lowers_for_a_gpu(plan):
-  h100 = AbstractDevice(
-    device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"
-  )
-  q, k = (
-    jax.ShapeDtypeStruct((plan.B, length, plan.N, 64), jnp.bfloat16)
-    for length in (plan.T, plan.S)
-  )
-  rows = (plan.B, plan.N, gt.up(plan.T, 128))
-  rows = jax.ShapeDtypeStruct(rows, jnp.float32)
-  mesh = AbstractMesh((1,), ("x",), abstract_device=h100)
-  with jax.sharding.use_abstract_mesh(mesh):
-    traced = jax.jit(lambda *x: hw.gradients(plan, *x)).trace(
-      q, k, k, q, rows, q
-    )
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  q, k, rows = hopper.shapes(plan)
+  text = hopper.lowered(lambda *x: hw.gradients(plan, *x), q, k, k, q, rows, q)
   assert "attention_dqkv" in text
 
 
