@@ -33,6 +33,7 @@ from mmjax.ops.kernels import gpu, gpu_backward
 from mmjax.ops.kernels import gpu_tiles as gt
 from mmjax.ops.kernels.gpu_hopper import HopperTiles as Hopper
 from mmjax.ops.kernels.gpu_hopper_backward import BackwardTiles as Backward
+from mmjax.ops.kernels.gpu_hopper_whole import Whole
 from mmjax.ops.kernels.gpu_tiles import Tiles
 
 # Of heads up to 96 wide.
@@ -55,6 +56,10 @@ NARROW = {
     Hopper(1, 64, 4, pingpong=False),
     Hopper(1, 64, 2, pingpong=False),
     Hopper(1, 128, 2, pingpong=False),
+    Hopper(1, 144, 2, pingpong=False),
+    Hopper(1, 80, 1, pingpong=False),
+    Hopper(2, 128, 2, resident=True),
+    Hopper(3, 128, 2, resident=True),
   ],
   "d_q": [
     Tiles(64, 64, 4, 2),
@@ -67,6 +72,8 @@ NARROW = {
     Backward(2, 64, 4, held=2),
     Backward(2, 128, 2),
     Backward(3, 64, 3),
+    Backward(2, 64, 3, resident=True),
+    Backward(2, 64, 4, held=1, resident=True),
   ],
   "d_kv": [
     Tiles(32, 64, 4, 3),
@@ -76,7 +83,9 @@ NARROW = {
     Backward(2, 64, 4),
     Backward(2, 64, 3, held=2),
     Backward(2, 64, 4, held=2),
+    Backward(2, 64, 4, held=2, resident=True),
   ],
+  "whole": [Whole()],
 }
 WIDE = {
   "forward": [
@@ -87,6 +96,7 @@ WIDE = {
     Hopper(2, 128, 2, overlap=True),
     Hopper(3, 128, 2),
     Hopper(3, 128, 2, overlap=True),
+    Hopper(2, 128, 2, overlap=True, resident=True),
   ],
   "d_q": [
     Tiles(128, 32, 8, 3),
@@ -103,6 +113,7 @@ WIDE = {
     Backward(2, 64, 2),
     Backward(2, 64, 3),
     Backward(2, 64, 4),
+    Backward(2, 64, 2, resident=True),
   ],
 }
 KERNELS = tuple(NARROW)
@@ -121,7 +132,7 @@ def build(kernel: str, row: dict, tiles: Any):
     mask=None if mask is None else jax.tree.structure(mask),
     axes=() if mask is None else masks.leaf_axes(mask),
     bias=None,
-    tiles=every._replace(**{kernel: tiles}),
+    tiles=every._replace(**{"d_q" if kernel == "whole" else kernel: tiles}),
     interpret=False,
   )
   extra = gt.Extra((), None, None)
@@ -129,6 +140,9 @@ def build(kernel: str, row: dict, tiles: Any):
   def run(q, k, v, d_out, out, lse, delta):
     if kernel == "forward":
       return gpu.forward(plan, q, k, v, extra)[0]
+    if kernel == "whole":
+      given = (q, k, v, extra, out, lse, d_out)
+      return gpu_backward.gradients(plan, *given)[:3]
     if kernel == "d_q":
       return gpu_backward.d_q(plan, q, k, v, d_out, lse, out, extra)
     return gpu_backward.d_kv(plan, q, k, v, d_out, lse, delta, extra)
@@ -182,6 +196,7 @@ def inputs(row: dict) -> tuple[list[jax.Array], dict[str, list[np.ndarray]]]:
     "forward": [np.asarray(out)],
     "d_q": [d_q, np.asarray(delta)],
     "d_kv": [d_k, d_v],
+    "whole": [d_q, d_k, d_v],
   }
   return [jnp.tile(x, (B // 2, *(1,) * (x.ndim - 1))) for x in few], truths
 
@@ -218,7 +233,7 @@ def main(argv: list[str]) -> int:
       (name, kernel): [
         (tiles, pool.submit(build, kernel, row, tiles))
         for tiles in (NARROW if row["shape"][-1] <= 96 else WIDE).get(
-          kernel, [None]
+          kernel, ()
         )
       ]
       for name, row in rows.items()

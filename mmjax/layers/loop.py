@@ -11,8 +11,8 @@ def looped(scan: bool | None, length: int) -> bool:
   """Says whether a stack of `length` blocks is a loop.
 
   A loop compiles once for all depths, but has to copy what the backward pass
-  needs of each block into arrays of all blocks. On an H100 a step of ViT-B/16
-  takes 116 ms with a loop and 72 unrolled.
+  needs of each block into and out of arrays of all blocks. Of a step of ViT-B/16
+  on an H100, 116 ms, 11 went into their zeros and 11 into copies out of them.
 
   Args:
     scan: what was asked for. None is a loop, but not on a single GPU for up to

@@ -10,7 +10,6 @@ All warpgroups of a CTA walk over the same tiles, so that barriers match.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,15 +54,9 @@ def refuses(plan: Plan, tiles: BackwardTiles, own: int = 3) -> str | None:
   if tiles.resident and tiles.wgs == 1:
     return f"{tiles}; a resident CTA has wgs of 2 or 3"
   others = tiles.stages * tiles.step
-  wide, narrow = (
-    sum(size for _, size in hm.split(x))
-    for x in (plan.H, hr.results_width(plan.H))
-  )
-  size = 2 * wide * (own * tiles.rows + 2 * others)
-  size += 8 * max(tiles.rows, others) + 4096
-  if tiles.resident:
-    results = 4 - own
-    size += 2 * narrow * results * tiles.rows
+  mine = tiles.rows * (4 if tiles.resident else own)  # with those of results
+  wide = sum(size for _, size in hm.split(plan.H))
+  size = 2 * wide * (mine + 2 * others) + 8 * max(tiles.rows, others) + 4096
   if size > _SMEM:
     return f"{tiles} of width {plan.H}; {size} bytes of shared memory"
   return None
@@ -193,10 +186,7 @@ def d_q(
   vectors = plgpu.SMEM((tiles.wgs, hm.ROWS), jnp.float32)
   arrays = (q, k, v, d_out, lse, out)
   length = gt.up(plan.T, gt.LSE_ROWS)
-  more: tuple[Any, ...] = ()
-  if grid.resident:
-    results = hr.results_width(plan.H)
-    more = hr.own_free(tiles), hr.shared(tiles.wgs, hm.ROWS, results, dtype)
+  more = (hr.own_free(tiles), own) if grid.resident else ()
   found, delta = hr.call(
     grid,
     tiles,
@@ -362,11 +352,7 @@ def d_kv(
   own = hr.shared(tiles.wgs, hm.ROWS, plan.H, dtype)
   slot = hr.shared(tiles.stages, step, plan.H, dtype)
   vectors = plgpu.SMEM((tiles.stages, step), jnp.float32)
-  more: tuple[Any, ...] = ()
-  if grid.resident:
-    result = hr.results_width(plan.H)
-    result = hr.shared(tiles.wgs, hm.ROWS, result, dtype)
-    more = hr.own_free(tiles), result, result
+  more = (hr.own_free(tiles), own, own) if grid.resident else ()
   return hr.call(
     grid,
     tiles,

@@ -306,31 +306,15 @@ def fetch(
     plgpu.copy_gmem_to_smem(ref.at[(*place, columns)], plain.at[slot], barrier)
 
 
-def results_width(width: int) -> int:
-  """Returns how wide the memory for results of a CTA with several items is.
-
-  Parts that are alike take turns: 128 columns have no room beside the rest.
-  """
-  return hm.LINE if width % hm.LINE == 0 else width
-
-
 def store(
   values: Any, shared: tuple[Any, ...], slot: Any, ref: Any, place: Any
 ) -> None:
-  """Begins to store parts of rows by way of shared memory, not past the end.
-
-  shared: for all parts, or for some that the others follow.
-  """
-  columns, many = _columns(ref), len(shared)
-  for first in range(0, len(values), many):
-    if first:
-      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-    some = list(zip(shared, values[first:], columns[first:], strict=False))
-    for (_, tiled), value, _ in some:
-      tiled.at[slot][...] = value.astype(ref.dtype)
-    plgpu.commit_smem()
-    for (plain, _), _, part in some:
-      plgpu.copy_smem_to_gmem(plain.at[slot], ref.at[(*place, part)])
+  """Begins to store parts of rows by way of shared memory, not past the end."""
+  for (_, tiled), value in zip(shared, values, strict=True):
+    tiled.at[slot][...] = value.astype(ref.dtype)
+  plgpu.commit_smem()
+  for columns, (plain, _) in zip(_columns(ref), shared, strict=True):
+    plgpu.copy_smem_to_gmem(plain.at[slot], ref.at[(*place, columns)])
 
 
 def multiply(acc: Any, a: list[Any], b: list[Any]) -> None:

@@ -98,8 +98,8 @@ def gradients(
   why = refuses(plan)
   if why is not None:
     raise ValueError(f"the fused Hopper kernel refuses {why}.")
-  work = _Work.of(plan)
-  one = plgpu.Barrier(num_arrivals=1, num_barriers=work.chunks)
+  kinds = plan.kinds((), gt.Tiles(q=ROWS, k=ROWS))
+  work = _Work.of(plan, kinds)
 
   def tiles(count):
     return hm.Part(0, WIDTH).memory((count, ROWS), q.dtype, tiled=False)
@@ -108,7 +108,6 @@ def gradients(
     return plgpu.SMEM((work.chunks, ROWS), jnp.float32)
 
   arrays = (q, k, v, d_out, out, lse)
-  kinds = plan.kinds((), gt.Tiles(q=ROWS, k=ROWS))
   return plgpu.kernel(
     lambda *refs: _Block(work, *refs).run(),
     out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
@@ -127,7 +126,7 @@ def gradients(
       {
         "keys": plgpu.Barrier(num_arrivals=2, num_barriers=work.tiles),
         "chunk": plgpu.Barrier(num_arrivals=4, num_barriers=work.chunks),
-        "delta": one,
+        "delta": plgpu.Barrier(num_arrivals=1, num_barriers=work.chunks),
         "full": plgpu.Barrier(num_arrivals=work.wgs, num_barriers=_SLOTS),
         "free": plgpu.Barrier(num_arrivals=1, num_barriers=_SLOTS),
       },
@@ -175,10 +174,9 @@ class _Work:
   passes: tuple[_Pass, ...]
 
   @classmethod
-  def of(cls, plan: Plan) -> "_Work":
+  def of(cls, plan: Plan, kinds: Any) -> "_Work":
     chunks, tiles = pl.cdiv(plan.T, ROWS), pl.cdiv(plan.S, ROWS)
     wgs = min(2, tiles)
-    kinds = plan.kinds((), gt.Tiles(q=ROWS, k=ROWS))
     passes, step = [], 0
     for tile in range(0, tiles, wgs):
       mine = kinds[:, tile : tile + wgs]
