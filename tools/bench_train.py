@@ -29,7 +29,7 @@ import numpy as np
 import torch_vit
 
 from mmjax import __main__ as command
-from mmjax import build, tree
+from mmjax import build, errors, tree
 from mmjax.losses import classification
 from mmjax.parallel import mesh, rules
 from mmjax.train import setup
@@ -44,8 +44,8 @@ OPTIMIZER = dict(
 )
 # The loops of the two thread pools spin for a moment after their last work.
 PAUSE_S = 0.3
-# Steps before the clock: by `perf record`, up to a fifth of the first ten went
-# into clearing new pages of a heap that still grew, and nothing of it later.
+# Steps before the clock: by `perf record`, a fifth of steps 4 to 15 went into
+# clearing new pages of a heap that still grew, all of it in the first of these.
 WARM = 12
 
 
@@ -334,10 +334,14 @@ def main() -> None:
   parser.add_argument("--config", default="experiments/emoji/siglip.py")
   parser.add_argument("--main-steps", type=int, default=40)
   args = parser.parse_args()
-  if args.only_main_job:
-    host_time(args.config, args.main_steps)
-    return
   sizes = Sizes(args.variant, args.image, args.batch)
+  try:
+    if args.only_main_job:
+      host_time(args.config, args.main_steps)
+      return
+    build.build("models", name="vit", variant=sizes.variant)  # or says why not
+  except errors.InputError as error:
+    parser.error(str(error))
   compare(sizes, rounds=args.rounds, steps=args.steps, scan=args.scan)
 
 
