@@ -60,6 +60,8 @@ NARROW = {
     Hopper(1, 80, 1, pingpong=False),
     Hopper(2, 128, 2, resident=True),
     Hopper(3, 128, 2, resident=True),
+    Hopper(3, 128, 2, overlap=True, resident=True),
+    Hopper(2, 128, 2, resident=True, lazy=True),
   ],
   "d_q": [
     Tiles(64, 64, 4, 2),
@@ -97,6 +99,7 @@ WIDE = {
     Hopper(3, 128, 2),
     Hopper(3, 128, 2, overlap=True),
     Hopper(2, 128, 2, overlap=True, resident=True),
+    Hopper(2, 128, 2, lazy=True),
   ],
   "d_q": [
     Tiles(128, 32, 8, 3),

@@ -146,11 +146,11 @@ def for_hopper(plan: Plan, dtype: Any) -> Plan:
     return plan
   found: dict[str, Any] = {}
   if plan.H > 96:
-    # Blocks that stay are slower: 0.33 for 0.29 forward, 0.59 for 0.54 dkv.
+    # Blocks that stay are slower: 0.31 for 0.29 forward, 0.61 for 0.52 dkv.
     found = dict(
-      forward=HopperTiles(2, 128, 2, overlap=True),
+      forward=HopperTiles(2, 128, 2, lazy=True),
       d_q=BackwardTiles(2, 64, 3),
-      d_kv=BackwardTiles(2, 64, 2),
+      d_kv=BackwardTiles(2, 64, 3),
     )
   elif short:
     found = _short(plan)
@@ -158,13 +158,11 @@ def for_hopper(plan: Plan, dtype: Any) -> Plan:
     found = _unmasked(plan)
   elif _partial(plan) < 0.7:  # causal 0.18; DALL-E's row 0.5, column 0.69
     found = dict(
-      # 0.31 at causal 1280, 0.33 at conv; blocks that go: 0.37, 0.41.
-      forward=HopperTiles(2, 128, 2, resident=True),
+      forward=HopperTiles(2, 128, 2, resident=True, lazy=True),
       # 0.40 and 0.35; blocks that go: 0.41, 0.38.
       d_q=BackwardTiles(2, 64, 3, resident=True),
-      # Those that go: 0.54 and 0.45, but at row 0.38; those that stay: 0.54,
-      # 0.60 and 0.32. Steps are 11, 7.4 and 6.1.
-      d_kv=BackwardTiles(2, 64, 4, held=2, resident=_steps(plan) < 7),
+      # 0.51 at causal 1280, 0.40 at conv; blocks that go: 0.53, 0.47.
+      d_kv=BackwardTiles(2, 64, 4, held=2, resident=True),
     )
   return dataclasses.replace(plan, tiles=plan.tiles._replace(**found))
 
@@ -194,16 +192,21 @@ def _short(plan: Plan) -> dict[str, Any]:
 
 def _unmasked(plan: Plan) -> dict[str, Any]:
   """Returns the kernels for more than 512 tokens of up to 96, all seen."""
-  fills = gt.up(plan.T, 192) <= 1.1 * gt.up(plan.T, 128)
-  wgs = 3 if fills else 2
+  wgs = 3 if gt.up(plan.T, 192) <= 1.1 * gt.up(plan.T, 128) else 2
+  # With three, registers do not suffice for scores that are kept, nor for
+  # products ahead of time of wider heads.
+  found: dict[str, Any] = dict(lazy=True)
+  if wgs == 3:
+    found = dict(overlap=plan.H <= 64)
   long = max(plan.T, plan.S) > 1024
   return dict(
-    forward=HopperTiles(wgs, 128, 2, resident=True),
+    # 0.37 at 1500, without overlap 0.41; 0.24 at 577, eager 0.28.
+    forward=HopperTiles(wgs, 128, 2, resident=True, **found),
     # At 1500 0.52, and 0.56 as at 729; there 0.31, and 0.37 as at 1500.
     d_q=BackwardTiles(wgs, 64, 3)
     if long
     else BackwardTiles(2, 64, 4, held=1, resident=True),
-    d_kv=BackwardTiles(2, 64, 4, held=2, resident=True),  # 0.39 at 729; 0.44
+    d_kv=BackwardTiles(2, 64, 4, held=2, resident=True),  # 0.39 at 729; 0.45
   )
 
 
@@ -234,12 +237,6 @@ def _partial(plan: Plan) -> float:
   kinds = plan.kinds((), Tiles(128, 128))
   some = (kinds != blocks.EMPTY).sum()
   return float((kinds == blocks.PARTIAL).sum() / max(some, 1))
-
-
-def _steps(plan: Plan) -> float:
-  """Returns how many steps `d_kv` has at a tile of keys, on average."""
-  kinds = plan.kinds((), Tiles(64, 128))
-  return float((kinds != blocks.EMPTY).sum(0).mean())
 
 
 def attend(

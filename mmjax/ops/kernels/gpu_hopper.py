@@ -5,7 +5,8 @@ Low-precision", Shah et al. 2024. A thread block holds 64 queries for each of
 its warpgroups that compute; one more warpgroup moves tiles of keys and values
 into a ring of shared memory (TMA), so that loads, products (wgmma) and the
 running softmax overlap. Two warpgroups take turns: the products of one run
-beside the softmax of the other.
+beside the softmax of the other. That is what takes longest, and may go ahead
+without the highest logits, see `gpu_hopper_softmax`.
 
 Of masks it takes those without data; no bias, soft-cap or dropout. Lengths are
 any: loads past the end read zeros, stores past it are dropped, both by TMA.
@@ -72,6 +73,8 @@ def refuses(
     return None
   if not 1 <= tiles.wgs <= 3 or tiles.stages < 1:
     return f"{tiles}; wgs are 1 to 3, stages at least 1"
+  if tiles.lazy and tiles.overlap:
+    return f"{tiles}; it is lazy or overlaps, not both"
   if tiles.k % 16 or not 16 <= tiles.k <= 256:
     return f"{tiles}; k is a multiple of 16 up to 256"
   if tiles.k % 64 and jax.__version_info__ < (0, 11):

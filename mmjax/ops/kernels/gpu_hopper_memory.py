@@ -5,9 +5,11 @@ swizzled: 64 of 16 bits, the 128 bytes that a swizzle spans at most, or 16 or
 32.
 """
 
+import functools
 import inspect
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -99,3 +101,45 @@ def store_vector(
     pl.when(start < ref.shape[-1])(copy)
   else:
     copy()
+
+
+def any_of_warp(x: jax.Array) -> jax.Array:
+  """Returns whether x [64 8] is true anywhere in the rows of a warp.
+
+  A warp has 16 of a warpgroup's rows. Each has its own answer: what hangs on it
+  must not wait for other warps.
+  """
+  from jax.experimental.mosaic import gpu
+  from jaxlib.mlir import ir
+  from jaxlib.mlir.dialects import arith, llvm, vector
+
+  @MOSAIC.inline_mgpu(
+    arg_types=(plgpu.Layout.WGMMA,),
+    return_type=MOSAIC.ShapeDtypeStruct(
+      (), jnp.int32, layout=plgpu.Layout.WG_SPLAT
+    ),
+  )
+  def vote(_, given):
+    i32 = ir.IntegerType.get_signless(32)
+    found = [
+      vector.extract(
+        pair,
+        dynamic_position=[],
+        static_position=ir.DenseI64ArrayAttr.get([i]),
+      )
+      for pair in given.registers.flat
+      for i in range(ir.VectorType(pair.type).shape[0])
+    ]
+    mine = arith.extui(i32, functools.reduce(arith.ori, found))
+    text = """{
+      .reg .pred p;
+      setp.ne.s32 p, $1, 0;
+      vote.sync.any.pred p, p, 0xffffffff;
+      selp.s32 $0, 1, 0, p;
+    }"""
+    any_of: Any = llvm.inline_asm(
+      i32, [mine], text, "=r,r", has_side_effects=True
+    )
+    return gpu.FragmentedArray.splat(any_of, (), is_signed=True)
+
+  return vote(x) != 0

@@ -16,9 +16,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mmjax.ops import blocks
 from mmjax.ops.kernels import gpu_hopper_memory as hm
+from mmjax.ops.kernels import gpu_hopper_softmax as softmax
 from mmjax.ops.kernels import gpu_tiles as gt
 from mmjax.ops.kernels.gpu_hopper_grid import Grid
 from mmjax.ops.kernels.gpu_hopper_memory import ROWS, View
+from mmjax.ops.kernels.gpu_hopper_softmax import Running
 from mmjax.ops.kernels.gpu_tiles import Plan, Walk
 
 
@@ -35,6 +37,8 @@ class HopperTiles:
   resident: whether there are no more thread blocks than the GPU holds, each
     with one tile of queries after the other. The loads of the next one then
     run beside the products of this one; costs memory for results.
+  lazy: whether weights go by an older reference than the highest logit, as long
+    as that is near; see `gpu_hopper_softmax`. Costs registers: the scores.
   """
 
   wgs: int = 2
@@ -43,6 +47,7 @@ class HopperTiles:
   pingpong: bool = True
   overlap: bool = False
   resident: bool = False
+  lazy: bool = False
 
   @property
   def q(self) -> int:
@@ -140,6 +145,8 @@ class Block:
     self.item = item
     self.b, self.n, self.row = work.grid.place(item)
     self.q0, self.tables = self.row * self.tiles.q, tuple(tables)
+    # Read once: the compiler would not keep them from step to step.
+    self.first, self.ends = self.read_ends()
     self.c = self.plan.scale * gt.LOG2E
     self.masked = self.plan.mask is not None
 
@@ -218,15 +225,11 @@ class Block:
 
   def compute(self) -> None:
     wide = plgpu.Layout.WGMMA
-    thin = wide.reduce(1)
-    top = jnp.full((ROWS,), -jnp.inf, jnp.float32)
-    top = plgpu.layout_cast(top, thin)
-    total = plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), thin)
     acc = tuple(
       plgpu.layout_cast(jnp.zeros((ROWS, size), jnp.float32), wide)
       for _, size in self.work.parts
     )
-    carry = (top, total, acc)
+    carry: Any = (Running.begin(self.tiles.lazy), acc)
     plgpu.barrier_wait(self.signals["q"].at[self.wg])
     self.await_turn()
     if self.work.overlap:
@@ -256,32 +259,41 @@ class Block:
     if self.work.turns:
       plgpu.barrier_arrive(self.signals["turn"].at[1 - self.wg])
 
-  def limits(self) -> list[tuple[Any, Any, bool]]:
-    """Returns (first step, end, partial) of each loop of the walk."""
+  def read_ends(self) -> tuple[Any, list[Any]]:
+    """Returns the first tile of keys, and where each loop of the walk ends."""
     walk = self.work.walk
     if walk.fixed is not None:
-      ends = [x - walk.fixed[0] for x in walk.fixed]
-    elif len(self.tables) == 2:
-      ends = [self.tables[1][0, self.row, n] for n in range(len(walk.partial))]
-      ends = [jnp.int32(0), *ends]
-    else:
-      first = self.tables[0][self.row, 0]
-      ends = [self.tables[0][self.row, n] for n in range(len(walk.partial) + 1)]
-      ends = [x - first for x in ends]
-    return list(zip(ends, ends[1:], walk.partial, strict=False))
+      return walk.fixed[0], [x - walk.fixed[0] for x in walk.fixed[1:]]
+    loops = range(len(walk.partial))
+    if len(self.tables) == 2:
+      return None, [self.tables[1][0, self.row, n] for n in loops]
+    first, *ends = (self.tables[0][self.row, n] for n in (*loops, len(loops)))
+    return first, [x - first for x in ends]
+
+  def limits(self) -> list[tuple[Any, Any, bool]]:
+    """Returns (first step, end, partial) of each loop of the walk."""
+    ends, partial = self.ends, self.work.walk.partial
+    starts = [0, *ends][:-1]
+    if self.work.overlap:
+      # The last tiles first. Of the first tile the predicate is computed if any
+      # is partial; with a causal mask, or a tail, the last one is.
+      starts, ends = (
+        [self.steps() - x for x in at[::-1]] for at in (ends, starts)
+      )
+      partial = partial[::-1]
+    return list(zip(starts, ends, partial, strict=True))
 
   def steps(self) -> Any:
     """Returns how many steps there are."""
-    limits = self.limits()
-    return limits[-1][1] if limits else 0
+    return self.ends[-1] if self.ends else 0
 
   def column(self, step: Any) -> Any:
     """Returns which tile of keys a step is about."""
-    if self.work.walk.fixed is not None:
-      return self.work.walk.fixed[0] + step
-    if len(self.tables) == 2:
+    if self.work.overlap:
+      step = self.steps() - 1 - step
+    if self.first is None:
       return self.tables[0][0, self.row, step]
-    return self.tables[0][self.row, 0] + step
+    return self.first + step
 
   def slot(self, step: Any) -> Any:
     if not self.work.loader:
@@ -301,13 +313,24 @@ class Block:
     return lax.fori_loop(jnp.int32(lo), jnp.int32(hi), loop, carry)
 
   def step(self, step, column, carry, partial):
-    """Returns (top, total, acc) after one more tile of keys.
+    """Returns (what runs on, acc) after one more tile of keys.
 
-    top: the highest logit of each row, before scale. total: the sum of its
-    weights, relative to top. acc: the sums of weighted values.
+    acc: the sums of weighted values, relative to the row's reference.
     """
-    top, total, acc = carry
+    old, acc = carry
     slot = self.slot(step)
+    scores = self.scores(slot)
+    self.free_q(step == self.steps() - 1)
+    scores = self.mask(scores, column, partial)
+    run, acc, weights = self.weigh(scores, old, acc)
+    plgpu.barrier_wait(self.signals["v"].at[slot])
+    self.await_turn()
+    acc = self.mix(weights, slot, acc)
+    self.free("v", slot)
+    return run, acc
+
+  def scores(self, slot):
+    """Returns the products of queries and a tile of keys."""
     plgpu.barrier_wait(self.signals["k"].at[slot])
 
     def multiply(ref):
@@ -315,47 +338,50 @@ class Block:
       self.end_turn()
       return ref[...]
 
-    scores = pl.run_scoped(multiply, self.score_spec())
+    found = pl.run_scoped(multiply, self.score_spec())
     self.free("k", slot)
-    self.free_q(step == self.steps() - 1)
-    top, total, fade, weights = self.softmax(
-      scores, column, top, total, partial
-    )
+    return found
+
+  def weigh(self, scores, old, acc):
+    """Returns what runs on, acc faded, and weights in the dtype of values."""
+    if self.tiles.lazy:
+      return self.guess(scores, old, acc)
+    run, fade, weights = softmax.eager(scores, old, self.c, self.masked)
     weights = weights.astype(self.work.dtype)
-    acc = tuple(x * _rows(fade, x.shape) for x in acc)
-    acc, total, top, weights = lax.optimization_barrier(
-      (acc, total, top, weights)
-    )
-    plgpu.barrier_wait(self.signals["v"].at[slot])
-    self.await_turn()
-    acc = self.mix(weights, slot, acc)
-    self.free("v", slot)
-    return top, total, acc
+    acc = _fade(acc, fade)
+    run, acc, weights = lax.optimization_barrier((run, acc, weights))
+    return run, acc, weights
+
+  def guess(self, scores, old, acc):
+    """Returns as `weigh`, mostly without a look at the highest logits."""
+    weights, run, far = softmax.guess(scores, old, self.c)
+    weights = weights.astype(self.work.dtype)
+    # Or the compiler would put all of it behind the branch.
+    weights, total = lax.optimization_barrier((weights, run.total))
+
+    def again():
+      run, fade, weights = softmax.again(scores, old, self.c)
+      return run, _fade(acc, fade), weights.astype(self.work.dtype)
+
+    def settled():
+      return Running(old.top, total), acc, weights
+
+    return lax.cond(hm.any_of_warp(far), again, settled)
 
   def overlapped(self, carry):
     """Returns what the steps one by one would, their products ahead of time.
 
     Each step multiplies its keys beside the values of the step before.
     """
-    top, total, acc = carry
+    old, acc = carry
     limits = self.limits()
     zero = limits[0][0]
-    column = self.column(zero)
-    slot = self.slot(zero)
-    plgpu.barrier_wait(self.signals["k"].at[slot])
-
-    def multiply(ref):
-      self.multiply_keys(ref, slot)
-      self.end_turn()
-      return ref[...]
-
-    scores = pl.run_scoped(multiply, self.score_spec())
-    self.free("k", slot)
+    scores = self.scores(self.slot(zero))
     # Which loop the first tile is of may differ from row to row.
     partial = any(x for _, _, x in limits)
-    top, total, _, weights = self.softmax(scores, column, top, total, partial)
-    weights = weights.astype(self.work.dtype)
-    carry = (top, total, acc, weights)
+    scores = self.mask(scores, self.column(zero), partial)
+    run, acc, weights = self.weigh(scores, old, acc)
+    carry = (run, acc, weights)
     for lo, hi, partial in limits:
       if self.work.walk.fixed is not None:
         lo = max(lo, 1)
@@ -364,23 +390,23 @@ class Block:
       body = functools.partial(self.overlapped_step, partial=partial)
       carry = self.walk(lo, hi, body, carry)
     self.free_q(True)
-    top, total, acc, weights = carry
-    slot = self.slot(limits[-1][1] - 1)
+    run, acc, weights = carry
+    slot = self.slot(self.steps() - 1)
     plgpu.barrier_wait(self.signals["v"].at[slot])
     self.await_turn()
     acc = self.mix(weights, slot, acc)
     self.free("v", slot)
-    return top, total, acc
+    return run, acc
 
   def overlapped_step(self, step, column, carry, partial):
-    top, total, acc, weights = carry
+    old, acc, weights = carry
     slot, last = self.slot(step), self.slot(step - 1)
     plgpu.barrier_wait(self.signals["k"].at[slot])
     plgpu.barrier_wait(self.signals["v"].at[last])
     self.await_turn()
 
     def multiply(refs):
-      accs, top_ref, total_ref, fade_ref, weights_ref = refs
+      accs, *rooms = refs
 
       def inner(ref):
         self.multiply_keys(ref, slot)
@@ -391,26 +417,23 @@ class Block:
 
       scores = pl.run_scoped(inner, self.score_spec())
       self.free("k", slot)
-      found = self.softmax(scores, column, top, total, partial)
-      found = lax.optimization_barrier(found)
-      for x, value in zip(
-        (top_ref, total_ref, fade_ref, weights_ref), found, strict=True
-      ):
-        x[...] = value
+      scores = self.mask(scores, column, partial)
+      run, fade, found = softmax.eager(scores, old, self.c, self.masked)
+      found = lax.optimization_barrier((*run, fade, found))
+      for room, value in zip(rooms, found, strict=True):
+        room[...] = value
 
     accs = tuple(hm.MOSAIC.ACC.init(x) for x in acc)
-    room = plgpu.layout_cast(
-      jnp.zeros((ROWS, self.tiles.k), jnp.float32), plgpu.Layout.WGMMA
-    )
-    acc, top, total, fade, found = pl.run_state(multiply)(
-      (accs, top, total, top, room)
-    )
+    wide = jnp.zeros((ROWS, self.tiles.k), jnp.float32)
+    wide = plgpu.layout_cast(wide, plgpu.Layout.WGMMA)
+    rooms = old.top, old.total, old.top, wide
+    acc, top, total, fade, found = pl.run_state(multiply)((accs, *rooms))
     self.free("v", last)
     # Cast once the products with the older weights are done: a compiler that
     # gives both the same registers would put everything in sequence.
     found = lax.optimization_barrier(found)
-    acc = tuple(x * _rows(fade, x.shape) for x in acc)
-    return top, total, acc, found.astype(self.work.dtype)
+    run = Running(top, total)
+    return run, _fade(acc, fade), found.astype(self.work.dtype)
 
   def free(self, name: str, slot: Any) -> None:
     if self.work.loader:
@@ -430,20 +453,9 @@ class Block:
   def score_spec(self) -> Any:
     return hm.MOSAIC.ACC((ROWS, self.tiles.k), jnp.float32)
 
-  def softmax(self, scores, column, top, total, partial):
-    """Returns top, total, what older weights fade by, and the weights."""
-    if partial:
-      seen = self.seen(column)
-      if seen is not None:
-        scores = jnp.where(seen, scores, -jnp.inf)
-    new = jnp.maximum(top, scores.max(axis=1))
-    # Of a row that has seen nothing yet: -inf - -inf would be NaN.
-    shift = jnp.where(new == -jnp.inf, 0.0, new) if self.masked else new
-    shift = shift * self.c
-    fade = jnp.exp2(top * self.c - shift)
-    weights = jnp.exp2(scores * self.c - _rows(shift, scores.shape))
-    total = total * fade + weights.sum(axis=1)
-    return new, total, fade, weights
+  def mask(self, scores, column, partial):
+    seen = self.seen(column) if partial else None
+    return scores if seen is None else jnp.where(seen, scores, -jnp.inf)
 
   def multiply_keys(self, ref, slot) -> None:
     for q, k in zip(self.memory["q"], self.memory["k"], strict=True):
@@ -481,7 +493,8 @@ class Block:
       seen = rule if seen is None else rule & seen
     return seen
 
-  def store(self, top, total, acc) -> None:
+  def store(self, run: Running, acc: tuple[jax.Array, ...]) -> None:
+    top, total = run.top, run.sums()
     empty = total == 0.0
     if self.masked:
       total = jnp.where(empty, 1.0, total)
@@ -497,7 +510,7 @@ class Block:
     if self.work.resident:  # by the item before
       plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     for view, x in zip(self.memory["out"], acc, strict=True):
-      view.tiled.at[self.wg][...] = (x * _rows(share, x.shape)).astype(
+      view.tiled.at[self.wg][...] = (x * softmax.rows(share, x.shape)).astype(
         self.work.dtype
       )
     self.lse_memory.at[self.wg][...] = lse
@@ -514,8 +527,8 @@ class Block:
     )
 
 
-def _rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  return lax.broadcast_in_dim(x, shape, [0])
+def _fade(acc: tuple[jax.Array, ...], by: jax.Array) -> tuple[jax.Array, ...]:
+  return tuple(x * softmax.rows(by, x.shape) for x in acc)
 
 
 def _steps(walk: Walk) -> int:

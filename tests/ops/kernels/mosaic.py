@@ -15,8 +15,15 @@ from jax._src.state import primitives as state
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from mmjax.ops.kernels import gpu_hopper_memory as memory
+
 # jax 0.10 has none.
 MISSING = not hasattr(plgpu, "force_gpu_interpret_mode")
+
+
+def any_of_warp(x):
+  """What each warp asks of its rows, asked of all of a warpgroup."""
+  return jnp.any(x)
 
 
 @contextlib.contextmanager
@@ -116,5 +123,6 @@ def interpreted():
     patch.setattr(gpu_callbacks, "_clip_store_to_shape", write)
     patch.setattr(primitives, "wgmma_accumulator_store", store)
     patch.setattr(pl, "run_state", run_state)
+    patch.setattr(memory, "any_of_warp", lambda x: any_of_warp(x))
     with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
       yield
