@@ -130,10 +130,10 @@ def on_hopper() -> bool:
 def for_hopper(plan: Plan, dtype: Any) -> Plan:
   """Returns the plan with the kernels for Hopper where these were faster.
 
-  By tools/tune_gpu.py on an H100; comments are milliseconds of its shapes, at
-  causal 77 of 512 texts, at causal 256 of 256 rows of 16 heads. A predicate on
-  a tile costs them more than the others, so masks of which many tiles are
-  partial stay where they are.
+  By tools/tune_gpu.py on an H100 and an H200; comments are milliseconds of its
+  shapes, at causal 77 of 512 texts, at causal 256 of 256 rows of 16 heads. A
+  predicate on a tile costs them more than the others, so masks of which many
+  tiles are partial stay where they are.
   """
   if gpu_hopper.refuses(plan, dtype) is not None:
     return plan
