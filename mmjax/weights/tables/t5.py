@@ -74,21 +74,24 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
   if forward not in FORWARD:
     raise errors.unknown("config.json feed_forward_proj", forward, FORWARD)
   act, gated = FORWARD[forward]
-  if config["is_decoder"]:
-    raise errors.InputError(
-      "config.json is_decoder = True: a T5 that is a decoder alone is not "
-      "known; give a whole one, or the encoder."
-    )
+  if config.get("dense_act_fn") is not None:  # goes first, if it is there
+    act = hub.act(config, field="dense_act_fn")
+  gated = bool(config.get("is_gated_act", gated))
   names = checkpoint.shapes
   prefix = hub.prefix(checkpoint, "transformer.")
   # A config without tensors is of a whole model.
   whole = not names or any(n.startswith(f"{prefix}decoder.") for n in names)
+  if config["is_decoder"] and not whole:  # of a whole one it says nothing
+    raise errors.InputError(
+      "config.json is_decoder = True: a T5 that is a decoder alone is not "
+      "known; give a whole one, or the encoder."
+    )
   heads, own = config["num_heads"], kind == "umt5"
   tied = "lm_head.weight" not in names
   scaled = config["scale_decoder_outputs"]
   if scaled is None:
     scaled = config["tie_word_embeddings"] is not False
-  _check_sizes(checkpoint, config, prefix)
+  _check_sizes(checkpoint, config, prefix, gated)
   start = config["decoder_start_token_id"]
   depth = config["num_layers"]
   inputs = {"tokens": ((1, 1), "int32")}
@@ -161,14 +164,14 @@ def _reads(names: Mapping[str, Any]) -> tuple[dict[str, Any], list[Rule]]:
 
 
 def _check_sizes(
-  checkpoint: Checkpoint, config: Mapping[str, Any], prefix: str
+  checkpoint: Checkpoint, config: Mapping[str, Any], prefix: str, gated: bool
 ) -> None:
   """Raises InputError where heads or gate contradict the tensors."""
   if not checkpoint.shapes:
     return
   first = f"{prefix}encoder.block.0."
   gate = f"{first}layer.1.DenseReluDense.wi_1.weight" in checkpoint.shapes
-  if gate != FORWARD[config["feed_forward_proj"]][1]:
+  if gate != gated:
     raise errors.InputError(
       f"config.json feed_forward_proj = {config['feed_forward_proj']!r}, but "
       f"the tensors {'have' if gate else 'lack'} a gate (wi_1); give "

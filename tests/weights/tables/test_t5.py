@@ -65,11 +65,15 @@ def test_activations(declared, forward, act, gated):
   assert (recipe.model["act"], recipe.model["gated"]) == (act, gated)
 
 
+def test_the_activation_that_is_named_goes_first(declared):
+  given = {"feed_forward_proj": "gated-gelu", "dense_act_fn": "silu"}
+  recipe, _ = declared(SMALL | given)
+  assert (recipe.model["act"], recipe.model["gated"]) == ("silu", True)
+
+
 def test_what_we_cannot_follow_is_named(declared):
   with pytest.raises(errors.InputError, match="feed_forward_proj = 'gated'"):
     declared(SMALL | {"feed_forward_proj": "gated"})
-  with pytest.raises(errors.InputError, match="is_decoder = True"):
-    declared(SMALL | {"is_decoder": True})
 
 
 @pytest.mark.parametrize(
@@ -77,6 +81,8 @@ def test_what_we_cannot_follow_is_named(declared):
   [
     ({"num_heads": 2}, "num_heads = 2, but .* is of 3 heads; give 3"),
     ({"feed_forward_proj": "gated-gelu"}, "lack a gate"),
+    ({"is_gated_act": True}, "lack a gate"),
+    ({"is_decoder": True}, "is_decoder = True"),  # an encoder's tensors
   ],
 )
 def test_a_config_that_contradicts_the_tensors(tmp_path, change, message):
