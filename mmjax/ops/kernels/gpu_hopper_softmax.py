@@ -9,6 +9,8 @@ way of two shuffles among the lanes that share a row. The lazy functions go by
 the reference of the tile before, as long as no logit exceeds it by much, and so
 need no highest logit before they begin; that is the conditional rescaling of
 "FlashAttention-4" (2025), here with a guess that is corrected where it fails.
+The highest weight of a row is then no 1, but is rounded to 16 bits like others:
+what a row that sees one key returns may be its value's neighbour.
 """
 
 from collections.abc import Callable
