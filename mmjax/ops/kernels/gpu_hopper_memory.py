@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm, vector
 
 ROWS = 64  # of a warpgroup: what one wgmma multiplies
 LINE = 64  # elements of the 128 bytes that the widest swizzle spans
@@ -109,9 +112,6 @@ def any_of_warp(x: jax.Array) -> jax.Array:
   A warp has 16 of a warpgroup's rows. Each has its own answer: what hangs on it
   must not wait for other warps.
   """
-  from jax.experimental.mosaic import gpu
-  from jaxlib.mlir import ir
-  from jaxlib.mlir.dialects import arith, llvm, vector
 
   @MOSAIC.inline_mgpu(
     arg_types=(plgpu.Layout.WGMMA,),
