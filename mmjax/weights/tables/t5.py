@@ -172,10 +172,12 @@ def _check_sizes(
   first = f"{prefix}encoder.block.0."
   gate = f"{first}layer.1.DenseReluDense.wi_1.weight" in checkpoint.shapes
   if gate != gated:
+    field, right = "feed_forward_proj", "gated-gelu" if gate else "relu"
+    if "is_gated_act" in config:  # goes first
+      field, right = "is_gated_act", gate
     raise errors.InputError(
-      f"config.json feed_forward_proj = {config['feed_forward_proj']!r}, but "
-      f"the tensors {'have' if gate else 'lack'} a gate (wi_1); give "
-      f"{'gated-gelu' if gate else 'relu'!r}."
+      f"config.json {field} = {config[field]!r}, but the tensors "
+      f"{'have' if gate else 'lack'} a gate (wi_1); give {right!r}."
     )
   name = f"{first}{BIAS}"
   shape = checkpoint.shapes.get(name)

@@ -81,7 +81,7 @@ def test_what_we_cannot_follow_is_named(declared):
   [
     ({"num_heads": 2}, "num_heads = 2, but .* is of 3 heads; give 3"),
     ({"feed_forward_proj": "gated-gelu"}, "lack a gate"),
-    ({"is_gated_act": True}, "lack a gate"),
+    ({"is_gated_act": True}, "is_gated_act = True, but .* give False"),
     ({"is_decoder": True}, "is_decoder = True"),  # an encoder's tensors
   ],
 )
