@@ -50,16 +50,16 @@ class Projection(nn.Module):
       rules.with_axes(init, ("embed", self.axis, "head_dim")),
       (x.shape[-1], *shape),
     ).astype(self.dtype)
-    # [B T D] by [D N H].
-    axes = (((2,), (0,)), ((), ()))
-    x = product.dot_general(x.astype(self.dtype), kernel, axes)
+    bias = None
     if self.use_bias:
       bias = self.param(
         "bias",
         rules.with_axes(nn.initializers.zeros, (self.axis, "head_dim")),
         shape,
-      )
-      x = x + bias.astype(self.dtype)[None, None]
+      ).astype(self.dtype)
+    # [B T D] by [D N H].
+    axes = (((2,), (0,)), ((), ()))
+    x = product.dot_general(x.astype(self.dtype), kernel, axes, bias=bias)
     return rules.constrain(x, "batch", "length", self.axis, "head_dim")
 
 

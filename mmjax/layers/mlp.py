@@ -174,14 +174,14 @@ class Weights(nn.Module):
 def _spread(x, weights, act, dtype):
   """Computes hidden units [B T F] of tokens [B T D].
 
-  On a GPU the backward pass bends the products anew: to write and read what
-  would be kept of it takes longer.
+  On a GPU and a CPU the backward pass bends the products anew: to write and
+  read what would be kept of it takes longer.
   """
   names = [name for name in ("up", "gate") if name in weights]
   products = {name: _product(x, weights[name], dtype) for name in names}
   biases = {name: weights[name].get("bias") for name in names}
   bend = functools.partial(_bend, act=act)
-  if choice.platform() == "gpu":
+  if choice.platform() != "tpu":
     bend = jax.checkpoint(bend)
   return rules.constrain(bend(products, biases), "batch", "length", "mlp")
 

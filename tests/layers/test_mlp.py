@@ -117,8 +117,11 @@ def test_dropout_needs_train(key):
   assert np.abs(still - dropped).max() > 1e-3
 
 
+@pytest.mark.parametrize("platform", ("cpu", "gpu"))
 @pytest.mark.parametrize("gated", (False, True))
-def test_on_a_gpu_the_backward_pass_bends_anew(gated, key, monkeypatch):
+def test_but_on_a_tpu_the_backward_pass_bends_anew(
+  gated, platform, key, monkeypatch
+):
   x = jax.random.normal(key, (2, 3, 8))
   mlp = MLP(16, gated=gated)
   params = mlp.init(key, x)["params"]
@@ -127,9 +130,10 @@ def test_on_a_gpu_the_backward_pass_bends_anew(gated, key, monkeypatch):
     # A function of its own: traces of one are kept.
     return jax.grad(lambda p, x: jnp.square(mlp.apply({"params": p}, x)).sum())
 
+  monkeypatch.setattr(choice, "platform", lambda: "tpu")
   plain = gradients()
   want, before = plain(params, x), str(jax.make_jaxpr(plain)(params, x))
-  monkeypatch.setattr(choice, "platform", lambda: "gpu")
+  monkeypatch.setattr(choice, "platform", lambda: platform)
   anew = gradients()
   after = str(jax.make_jaxpr(anew)(params, x))
   assert (before.count("tanh"), after.count("tanh")) == (1, 2)

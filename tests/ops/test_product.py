@@ -36,14 +36,21 @@ def test_is_what_numpy_says(x, weights, numbers, rule):
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_both_gradients_are_what_numpy_says():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_values_and_gradients_are_what_numpy_says(platform, monkeypatch):
+  monkeypatch.setattr(choice, "platform", lambda: platform)
   x, weights, d_out = draw(2, 3, 4), draw(4, 5, 6), draw(2, 3, 5, 6)
-  _, pull = jax.vjp(
-    lambda x, w: product.dot_general(x, w, LAST),
+  bias = draw(5, 6)
+  out, pull = jax.vjp(
+    lambda x, w, b: product.dot_general(x, w, LAST, bias=b),
     jnp.float32(x),
     jnp.float32(weights),
+    jnp.float32(bias),
   )
-  d_x, d_weights = pull(jnp.float32(d_out))
+  want = np.einsum("btd,dnh->btnh", x, weights) + bias
+  np.testing.assert_allclose(out, want, atol=1e-5)
+  d_x, d_weights, d_bias = pull(jnp.float32(d_out))
+  np.testing.assert_allclose(d_bias, d_out.sum((0, 1)), atol=1e-5)
   want_x = np.einsum("btnh,dnh->btd", d_out, weights)
   want_weights = np.einsum("btnh,btd->dnh", d_out, x)
   np.testing.assert_allclose(d_x, want_x, atol=1e-5)

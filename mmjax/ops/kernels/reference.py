@@ -188,8 +188,12 @@ def _mix_jvp(primals, tangents):
   weights = powers * inverse
   kept = weights if keep is None else weights * keep
   out = _weighted(kept, v_BKSH)
-  shift_BKR1 = jnp.einsum("BKRS,BKRS->BKR", weights, d_scores)[..., None]
-  d_out = _weighted(kept * d_scores, v_BKSH) - shift_BKR1 * out
+  # Transposed, its last step is weights (d_weights - shift): the product and
+  # all of that are one loop on a CPU, which two products with weights are not.
+  change = weights * d_scores
+  shift = change.sum(-1, keepdims=True)
+  mixed = change if keep is None else change * keep
+  d_out = _weighted(mixed, v_BKSH) - shift * out
   return out, d_out + _weighted(kept, d_v)
 
 
