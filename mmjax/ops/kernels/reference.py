@@ -1,6 +1,7 @@
 """Attention in plain XLA: the truth that every kernel must match."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ from mmjax.ops import dropout, masks
 # where all heads have more than _LARGE bytes of them and one has _HEAD (of
 # less, the loop costs more than it saves): _CACHE bytes at a time.
 _LARGE, _HEAD, _CACHE = 2**25, 2**20, 2**23
-# Between _MEDIUM and that, _PARTS of the batch are trained on side by side: XLA
-# gives a product of stacks of matrices one core, and these are several.
-_MEDIUM, _PARTS = 2**22, 4
+# Between _MEDIUM and that, parts of the batch are trained on side by side, one
+# for each core: XLA gives a product of stacks of matrices one core.
+_MEDIUM = 2**22
 
 
 def refuses() -> None:
@@ -88,16 +89,25 @@ def attend(
     out = jax.lax.platform_dependent(
       *arrays[:4], cpu=_in_turn(some), default=some
     )
-  elif B * K * head > _MEDIUM and B % _PARTS == 0:
-    out = _in_parts(some, *arrays)
+  elif B * K * head > _MEDIUM and (parts := _parts(B)) > 1:
+    out = _in_parts(some, parts, *arrays)
   else:
     out = some(*arrays)
   out = out.reshape(B, K, G, T, -1).transpose(0, 3, 1, 2, 4)
   return out.reshape(B, T, N, -1).astype(q_BTNH.dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _in_parts(some, *arrays):
+def _parts(batch: int) -> int:
+  """Returns how many equal parts of a batch the cores of this machine take."""
+  try:
+    cores = len(os.sched_getaffinity(0))
+  except AttributeError:  # not on Linux
+    cores = os.cpu_count() or 1
+  return max(n for n in range(1, cores + 1) if batch % n == 0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _in_parts(some, parts, *arrays):
   """Does `some`, on a CPU by parts where it is differentiated.
 
   Where it is not, XLA fuses all of it, and the parts would cost more.
@@ -106,24 +116,24 @@ def _in_parts(some, *arrays):
 
 
 @_in_parts.defjvp
-def _in_parts_jvp(some, primals, tangents):
+def _in_parts_jvp(some, parts, primals, tangents):
   def either(*arrays):
     return jax.lax.platform_dependent(
-      *arrays, cpu=_side_by_side(some), default=some
+      *arrays, cpu=_side_by_side(some, parts), default=some
     )
 
   return jax.jvp(either, primals, tangents)
 
 
-def _side_by_side(some):
+def _side_by_side(some, parts):
   """Does `some` for parts of the batch, which do not wait for each other."""
 
   def all_of(*arrays):
-    parts = [
-      [x] * _PARTS if x is None or len(x) == 1 else jnp.split(x, _PARTS)
+    split = [
+      [x] * parts if x is None or len(x) == 1 else jnp.split(x, parts)
       for x in arrays
     ]
-    return jnp.concatenate([some(*part) for part in zip(*parts, strict=True)])
+    return jnp.concatenate([some(*part) for part in zip(*split, strict=True)])
 
   return all_of
 

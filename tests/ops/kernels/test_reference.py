@@ -1,3 +1,5 @@
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,11 +67,17 @@ def test_parts_of_the_batch_compute_the_same(compute, key, monkeypatch):
   )
   want, whole = compute(**more)
   monkeypatch.setattr(reference, "_MEDIUM", 0)
+  monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
   got, parts = compute(**more)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want
   )
   assert "platform_index" in parts and "platform_index" not in whole
+
+
+def test_a_part_of_the_batch_for_each_core(monkeypatch):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
+  assert [reference._parts(n) for n in (1, 7, 8, 12)] == [1, 1, 4, 6]
 
 
 @pytest.mark.parametrize("mask", [None, masks.Causal()], ids=["all", "causal"])
