@@ -1,15 +1,16 @@
 """Times training steps on the CPU: mmjax beside a PyTorch twin.
 
-  python tools/bench_train.py                  # ViT-S/16, 224 px, batch 8
-  python tools/bench_train.py --only-main-job  # the main job's host time
+  python tools/bench_train.py  # ViT-S/16, 224 px, batch 8
 
 One step is forward, backward and the AdamW update of a classifier, in
 float32. Both programs get the same weights and the same batches, and must
 report the same losses, so that it is the same computation that is timed.
-Each has a process of its own, as its users start it: mmjax with what the
+Each has processes of its own, as its users start it: mmjax with what the
 command `mmjax` sets for the allocator, PyTorch with nothing. They take turns,
-in rounds, the other one asleep; the figures are medians over rounds. PyTorch
-is optional (`pip install torch==2.13.0`): without it only mmjax is timed.
+in rounds, the others asleep; the figures are medians over rounds of means over
+processes: where memory comes to lie makes two of one program differ by a
+twentieth. PyTorch is optional (`pip install torch==2.13.0`): without it only
+mmjax is timed.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import importlib.util
 import multiprocessing
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,6 +47,7 @@ PAUSE_S = 0.3
 # Steps before the clock: by `perf record`, a fifth of steps 4 to 15 went into
 # clearing new pages of a heap that still grew, all of it in the first of these.
 WARM = 12
+BATCHES = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,9 +105,10 @@ class Ours:
       num_classes=sizes.classes,
       scan=scan,
     )
-    example = sizes.batches(1)[0]
+    self.batches = sizes.batches(BATCHES)
     shapes = {
-      k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in example.items()
+      k: jax.ShapeDtypeStruct(x.shape, x.dtype)
+      for k, x in self.batches[0].items()
     }
     one = mesh.make_mesh(dict(data=1), devices=jax.devices()[:1])
     self.run = setup.assemble(
@@ -126,9 +128,9 @@ class Ours:
     """Returns the parameters by name."""
     return {k: np.array(v) for k, v in tree.items(self.state.params)}
 
-  def step(self, batch: dict[str, np.ndarray]) -> float:
+  def step(self, i: int) -> float:
     """Trains on a batch; returns its loss, so that it is over."""
-    self.state, metrics = self.run.step(self.state, batch)
+    self.state, metrics = self.run.step(self.state, self.batches[i])
     return float(metrics["loss"])
 
 
@@ -140,6 +142,7 @@ class Theirs:
   def __init__(self, sizes: Sizes, weights: dict[str, np.ndarray]) -> None:
     self.torch = torch_vit.torch()
     self.torch.set_num_threads(len(os.sched_getaffinity(0)))
+    self.batches = sizes.batches(BATCHES)
     self.model = torch_vit.build(weights, sizes.image)
     self.optimizer = self.torch.optim.AdamW(
       self.model.parameters(),
@@ -153,9 +156,9 @@ class Theirs:
     """Returns the number of parameters."""
     return sum(p.numel() for p in self.model.parameters())
 
-  def step(self, batch: dict[str, np.ndarray]) -> float:
+  def step(self, i: int) -> float:
     """Trains on a batch; returns its loss."""
-    torch = self.torch
+    torch, batch = self.torch, self.batches[i]
     image = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
     label = torch.from_numpy(batch["label"]).long()
     loss = torch.nn.functional.cross_entropy(self.model(image), label)
@@ -207,16 +210,16 @@ def seconds(step: Callable[[], Any], steps: int) -> float:
 
 
 def alternate(
-  contestants: dict[str, Callable[[], Any]],
+  contestants: dict[Any, Callable[[], Any]],
   rounds: int,
   steps: int,
   pause: float = PAUSE_S,
-) -> dict[str, list[float]]:
+) -> dict[Any, list[float]]:
   """Times contestants in turn: {name: seconds a step, of each round}.
 
   Every other round goes backwards, so that nobody always runs first.
   """
-  times: dict[str, list[float]] = {name: [] for name in contestants}
+  times: dict[Any, list[float]] = {name: [] for name in contestants}
   for i in range(rounds):
     for name in list(contestants)[:: 1 if i % 2 == 0 else -1]:
       time.sleep(pause)
@@ -225,7 +228,7 @@ def alternate(
 
 
 def compare(
-  sizes: Sizes, *, rounds: int, steps: int, scan: bool
+  sizes: Sizes, *, rounds: int, steps: int, processes: int, scan: bool
 ) -> dict[str, float]:
   """Checks that both compute the same, times them, prints and returns.
 
@@ -237,84 +240,50 @@ def compare(
     SystemExit: parameter counts or losses differ.
   """
   tuned = command.with_allocator(os.environ) or {}
-  ours = Remote(Ours, (sizes, scan), tuned)
-  count = ours.call("count")
+  contestants = [Remote(Ours, (sizes, scan), tuned) for _ in range(processes)]
+  count = contestants[0].call("count")
   print(f"ViT-{sizes.variant}, {sizes.image} px, batch {sizes.batch}")
   print(f"parameters: {count:,}; CPUs: {len(os.sched_getaffinity(0))}")
-  contestants = [ours]
   if importlib.util.find_spec("torch"):
-    contestants.append(Remote(Theirs, (sizes, ours.call("weights")), {}))
+    weights = contestants[0].call("weights")
+    contestants += [
+      Remote(Theirs, (sizes, weights), {}) for _ in range(processes)
+    ]
   else:
     print("torch is missing (pip install torch==2.13.0): mmjax alone")
-  batches = sizes.batches(3)
-  losses = {c.name: [c.call("step", b) for b in batches] for c in contestants}
-  for name, values in losses.items():
-    print(f"first losses, {name}: {', '.join(f'{v:.5f}' for v in values)}")
-  if len(contestants) == 2:
-    if (other := contestants[1].call("count")) != count:
-      raise SystemExit(f"torch has {other:,} parameters")
-    if not np.allclose(losses["mmjax"], losses["torch"], rtol=1e-3):
+  for c in contestants:
+    losses = [c.call("step", i) for i in range(BATCHES)]
+    print(f"first losses, {c.name}: {', '.join(f'{v:.5f}' for v in losses)}")
+    if (other := c.call("count")) != count:
+      raise SystemExit(f"{c.name} has {other:,} parameters")
+    if c is contestants[0]:
+      first = losses
+    if not np.allclose(first, losses, rtol=1e-3):
       raise SystemExit("the losses differ: this is not the same computation")
-  for contestant in contestants * (WARM - len(batches)):
-    contestant.call("step", batches[0])
+    for _ in range(WARM - BATCHES):
+      c.call("step", 0)
   times = alternate(
-    {c.name: lambda c=c: c.call("step", batches[0]) for c in contestants},
+    {
+      (c.name, i): lambda c=c: c.call("step", 0)
+      for i, c in enumerate(contestants)
+    },
     rounds,
     steps,
   )
-  found = {name: statistics.median(values) for name, values in times.items()}
-  for name, values in times.items():
-    spread = f"(rounds {min(values):.3f} to {max(values):.3f})"
-    print(f"{name}: {found[name]:.3f} s a step {spread}")
-  if "torch" in times:
+  found: dict[str, float] = {}
+  means: dict[str, np.ndarray] = {}
+  for name in dict.fromkeys(name for name, _ in times):
+    each = np.array([v for k, v in times.items() if k[0] == name])
+    means[name] = each.mean(0)
+    found[name] = statistics.median(means[name])
+    alone = ", ".join(f"{np.median(row):.3f}" for row in each)
+    spread = f"rounds {each.min():.3f} to {each.max():.3f}; processes {alone}"
+    print(f"{name}: {found[name]:.3f} s a step ({spread})")
+  if "torch" in means:
     # Of each round, then the median: what slows a round slows both.
-    pairs = zip(times["mmjax"], times["torch"], strict=True)
-    found["ratio"] = statistics.median(a / b for a, b in pairs)
+    found["ratio"] = statistics.median(means["mmjax"] / means["torch"])
     print(f"ratio mmjax / torch: {found['ratio']:.3f} (goal <= 1.0)")
   return found
-
-
-def host_time(path: str, steps: int) -> None:
-  """Measures the loop of an experiment against its bare compiled step.
-
-  Prints seconds a step in `train.loop` and of the compiled step on one batch
-  again and again, and what the loop spends outside it by both clocks.
-  """
-  import json
-  import pathlib
-
-  from mmjax.cli import config as configs
-  from mmjax.train import loop
-
-  config = configs.load(path, [])
-  warm = 5
-  config.steps = warm + steps
-  config.optimizer.schedule.warmup = warm
-  config.log_every = warm + steps
-  config.evals = {}
-  config.checkpoint.every = 10**9
-  with tempfile.TemporaryDirectory() as folder:
-    loop.fit(config, folder)
-    rows = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
-  logged = [json.loads(r) for r in rows]
-  row = next(r for r in reversed(logged) if "time/step_s" in r)
-
-  run = setup.setup(config)
-  state, batch = run.init(), next(run.feed())
-  values = []
-  for _ in range(warm + steps):
-    start = time.perf_counter()
-    state, metrics = run.step(state, batch)
-    jax.block_until_ready((state, metrics))
-    values.append(time.perf_counter() - start)
-  bare = statistics.mean(values[warm:])
-  loop_s, host = row["time/step_s"], row["time/host_share"]
-  print(
-    f"{path}: loop {loop_s * 1e3:.1f} ms a step, compiled step alone "
-    f"{bare * 1e3:.1f} ms; outside the compiled step by the loop's own clock: "
-    f"{100 * host:.2f} % (goal <= 3 %), by the difference "
-    f"{100 * (1 - bare / loop_s):.2f} %"
-  )
 
 
 def main() -> None:
@@ -327,22 +296,23 @@ def main() -> None:
   parser.add_argument("--batch", type=int, default=8)
   parser.add_argument("--rounds", type=int, default=7)
   parser.add_argument("--steps", type=int, default=3, help="in each round")
+  parser.add_argument("--processes", type=int, default=2, help="of each")
   parser.add_argument(
     "--scan", action="store_true", help="loop over the blocks of the model"
   )
-  parser.add_argument("--only-main-job", action="store_true")
-  parser.add_argument("--config", default="experiments/emoji/siglip.py")
-  parser.add_argument("--main-steps", type=int, default=40)
   args = parser.parse_args()
   sizes = Sizes(args.variant, args.image, args.batch)
   try:
-    if args.only_main_job:
-      host_time(args.config, args.main_steps)
-      return
     build.build("models", name="vit", variant=sizes.variant)  # or says why not
   except errors.InputError as error:
     parser.error(str(error))
-  compare(sizes, rounds=args.rounds, steps=args.steps, scan=args.scan)
+  compare(
+    sizes,
+    rounds=args.rounds,
+    steps=args.steps,
+    processes=args.processes,
+    scan=args.scan,
+  )
 
 
 if __name__ == "__main__":
