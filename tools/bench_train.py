@@ -7,9 +7,9 @@ float32. Both programs get the same weights and the same batches, and must
 report the same losses, so that it is the same computation that is timed.
 Each has processes of its own, as its users start it: mmjax with what the
 command `mmjax` sets for the allocator, PyTorch with nothing. They take turns,
-in rounds, the others asleep; the figures are medians over rounds of means over
-processes: where memory comes to lie makes two of one program differ by a
-twentieth. PyTorch is optional (`pip install torch==2.13.0`): without it only
+in rounds, the others asleep; the figures are means over processes of medians
+over rounds: where memory comes to lie makes two processes of one program differ
+by a twentieth. PyTorch is optional (`pip install torch==2.13.0`): without it only
 mmjax is timed.
 """
 
@@ -271,17 +271,15 @@ def compare(
     steps,
   )
   found: dict[str, float] = {}
-  means: dict[str, np.ndarray] = {}
   for name in dict.fromkeys(name for name, _ in times):
-    each = np.array([v for k, v in times.items() if k[0] == name])
-    means[name] = each.mean(0)
-    found[name] = statistics.median(means[name])
-    alone = ", ".join(f"{np.median(row):.3f}" for row in each)
-    spread = f"rounds {each.min():.3f} to {each.max():.3f}; processes {alone}"
-    print(f"{name}: {found[name]:.3f} s a step ({spread})")
-  if "torch" in means:
-    # Of each round, then the median: what slows a round slows both.
-    found["ratio"] = statistics.median(means["mmjax"] / means["torch"])
+    each = {k: v for k, v in times.items() if k[0] == name}.values()
+    medians = [statistics.median(v) for v in each]
+    found[name] = statistics.mean(medians)
+    alone = ", ".join(f"{v:.3f}" for v in medians)
+    spread = f"{min(map(min, each)):.3f} to {max(map(max, each)):.3f}"
+    print(f"{name}: {found[name]:.3f} s a step ({alone}; rounds {spread})")
+  if "torch" in found:
+    found["ratio"] = found["mmjax"] / found["torch"]
     print(f"ratio mmjax / torch: {found['ratio']:.3f} (goal <= 1.0)")
   return found
 
