@@ -139,17 +139,29 @@ def resize_small_pillow(size: int, method: str = "bicubic") -> Op:
   return _on_image(run)
 
 
-def crop_or_pad(size: int | tuple[int, int]) -> Op:
-  """Cuts the middle `size` out; a smaller image is put into black."""
+def crop_or_pad(size: int | tuple[int, int], rounded: bool = False) -> Op:
+  """Cuts the middle `size` out; a smaller image is put into black.
+
+  Args:
+    size: of the result.
+    rounded: as torchvision does it: where an odd number of pixels is left over,
+      an even one is cut off before, and the odd one of padding comes last.
+      Otherwise less is cut off before, and the odd one comes first.
+  """
   rows, columns = _pair(size)
+
+  def before(length: int, wanted: int) -> int:
+    """Returns where what is cut out begins; below 0 where it is too short."""
+    if rounded:
+      half = (length - wanted) / 2
+      return round(half) if half > 0 else -int(-half)
+    return (length - wanted) // 2
 
   def run(image: np.ndarray) -> np.ndarray:
     Y, X = image.shape[:2]
-    # Where what is cut out begins; below 0 on an axis that is too short, whose
-    # odd pixel of padding comes first.
-    y, x = (Y - rows) // 2, (X - columns) // 2
+    y, x = before(Y, rows), before(X, columns)
     above, left = max(-y, 0), max(-x, 0)
-    if above or left:
+    if above or left or Y < rows or X < columns:
       canvas = np.zeros((max(rows, Y), max(columns, X), 3), image.dtype)
       canvas[above : above + Y, left : left + X] = image
       image, y, x = canvas, y + above, x + left

@@ -90,6 +90,7 @@ def tokenize_as_trained(
   mask: str | None = None,
   pad: int | None = None,
   vocab_size: int | None = None,
+  end: bool = True,
   *,
   tokenizers: Mapping[str, Any],
 ) -> Op:
@@ -108,6 +109,7 @@ def tokenize_as_trained(
     mask: key of int32 [length], 1 for tokens and 0 for padding; None is none.
     pad: id of the padding; None is the tokenizer's.
     vocab_size: of the model; None is any.
+    end: False puts padding where the token of the end is.
     tokenizers: given by the parser, not by the spec.
 
   Raises (when it runs):
@@ -149,13 +151,16 @@ def tokenize_as_trained(
           f"{vocab_size} tokens: they are not of one checkpoint; fetch the "
           "tokenizer's files anew."
         )
-    found = {to or key: [filled(f.ids, pad) for f in framed]}
+    rows = [f.ids for f in framed]
+    if not end:
+      rows = [[pad if i == tokenizer.eos_id else i for i in r] for r in rows]
+    found = {to or key: [filled(r, pad) for r in rows]}
     if types is not None:
       found[types] = [filled(f.types, 0) for f in framed]
     if mask is not None:
       found[mask] = [filled([1] * len(f.ids), 0) for f in framed]
     if isinstance(text, str):
-      return {**example, **{k: rows[0] for k, rows in found.items()}}
+      return {**example, **{k: r[0] for k, r in found.items()}}
     shape = (-1, length)
     return {
       **example,
@@ -221,6 +226,11 @@ def template(*templates: str, key: str = "text") -> Op:
 def lower(key: str = "text") -> Op:
   """Makes the text lower case."""
   return _on_text(lambda text, rng: text.lower(), key)
+
+
+def single_spaces(key: str = "text") -> Op:
+  """Makes one space of each stretch of white space, and none at the ends."""
+  return _on_text(lambda text, rng: " ".join(text.split()), key)
 
 
 def canonicalise(key: str = "text") -> Op:

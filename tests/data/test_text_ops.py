@@ -88,7 +88,7 @@ def test_lower_and_canonicalise():
 class Framed:
   """Pads on the left, as decoders do; frames a text by 1 and 2."""
 
-  pad_id, left = 0, True
+  pad_id, eos_id, left = 0, 2, True
 
   def frame(self, text, pair=None, length=None):
     ids = [1, *map(int, text), *map(int, pair or ""), 2]
@@ -112,6 +112,20 @@ def test_tokenize_as_trained_pads_where_the_tokenizer_does():
   want = [[9, 1, 7, 8, 5, 2], [9, 9, 1, 7, 6, 2]]
   np.testing.assert_array_equal(found["ids"], want)
   assert run(op, {"texts": [], "pair": []})["ids"].shape == (0, 6)
+
+
+def test_tokenize_as_trained_may_leave_out_the_end():
+  op = text_ops.tokenize_as_trained(
+    "f", length=6, end=False, pad=9, mask="mask", tokenizers={"f": Framed()}
+  )
+  found = run(op, {"text": "78"})
+  np.testing.assert_array_equal(found["text"], [9, 9, 1, 7, 8, 9])
+  np.testing.assert_array_equal(found["mask"], [0, 0, 1, 1, 1, 1])
+
+
+def test_single_spaces():
+  found = run(text_ops.single_spaces(), {"text": " A\tred\n  cat "})
+  assert found["text"] == "A red cat"
 
 
 def test_tokenize_as_trained_knows_what_the_model_does_not():

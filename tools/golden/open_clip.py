@@ -1,4 +1,4 @@
-"""open_clip's own models with towers of timm and of the hub.
+"""open_clip's own models, with towers of timm and of the hub or all its own.
 
 Needs clones, see `tools/reference_code.py`. The config.json of the hub's text
 models, which open_clip fetches by name, are written out here.
@@ -111,6 +111,47 @@ def make() -> None:
     ),
     52,
   )
+  _case(
+    "open_clip_unprojected",
+    dict(
+      embed_dim=16,
+      custom_text=True,
+      init_logit_bias=-10,
+      vision_cfg=dict(trunk, timm_model_name="vit_base_patch16_siglip_224"),
+      text_cfg={k: v for k, v in own.items() if k != "proj_bias"}
+      | dict(proj_type="none"),
+    ),
+    53,
+  )
+  # CLIPA reads the mean of patches ("An inverse scaling law for CLIP training",
+  # Li et al. 2023); scales of layers are those of ViT-M-16-alt.
+  _case(
+    "open_clip_clipa",
+    dict(
+      embed_dim=12,
+      vision_cfg=dict(
+        image_size=[29, 16],
+        layers=2,
+        width=16,
+        head_width=4,
+        patch_size=7,
+        no_ln_pre=True,
+        pool_type="avg",
+        final_ln_after_pool=True,
+        ls_init_value=0.1,
+      ),
+      text_cfg=dict(
+        context_length=LENGTH,
+        vocab_size=50,
+        width=20,
+        heads=5,
+        layers=2,
+        pool_type="last",
+        no_causal_mask=True,
+      ),
+    ),
+    54,
+  )
 
 
 def _config(name):
@@ -126,7 +167,8 @@ def _case(name, config, seed) -> None:
   import torch
 
   model_of = reference_code.module("open_clip.model")
-  model = model_of.CustomTextCLIP(
+  apart = config.get("custom_text") or "hf_model_name" in config["text_cfg"]
+  model = (model_of.CustomTextCLIP if apart else model_of.CLIP)(
     **{k: v for k, v in config.items() if k != "custom_text"}
   )
   model = redraw(model, seed)

@@ -32,13 +32,14 @@ VISION = {
   "patch_size",
   "patch_dropout",
   "no_ln_pre",
-  "final_ln_after_pool",  # no difference to one token
+  "final_ln_after_pool",
   "output_tokens",
   "norm_kwargs",
   "act_kwargs",
   "attn_pooler_queries",
   "attn_pooler_heads",
   "n_queries",
+  "ls_init_value",
   "timm_pool",
   "timm_proj",
 }
@@ -56,7 +57,7 @@ TEXT = {
   "bos_id",
   "eos_id",
   "no_causal_mask",
-  "final_ln_after_pool",
+  "final_ln_after_pool",  # no difference to one token
   "output_tokens",
   "norm_kwargs",
   "act_kwargs",
@@ -75,10 +76,11 @@ TOWERS = {
 }
 # Fields that must have one of these values.
 FIXED = {
-  "vision_cfg.pool_type": ("tok",),
-  "vision_cfg.pos_embed_type": ("learnable",),
+  "vision_cfg.pool_type": ("tok", "avg"),
+  # Either stands among the tensors.
+  "vision_cfg.pos_embed_type": ("learnable", "sin_cos_2d"),
   "text_cfg.pool_type": ("argmax", "eos", "last", "first"),
-  "text_cfg.proj_type": ("linear",),
+  "text_cfg.proj_type": ("linear", "none"),
 }
 DEFAULTS = {
   "vision_cfg": dict(image_size=224, head_width=64),
@@ -95,7 +97,7 @@ class Said:
     act: our name of the activation.
     pixels: rows and columns of the image.
     head_width: channels of a head of the image tower.
-    pre_norm: there is a norm before the image tower's first block.
+    image_tower: keywords of the ViT: what it pools, where its norms are.
     text_heads: of the text tower.
     text_pool: keywords of the text encoder.
     image_epsilon, text_epsilon: of the norms.
@@ -105,7 +107,7 @@ class Said:
   act: str
   pixels: tuple[int, int]
   head_width: int
-  pre_norm: bool
+  image_tower: dict[str, Any]
   text_heads: int
   text_pool: dict[str, Any]
   image_epsilon: float
@@ -138,7 +140,7 @@ def read(config: Mapping[str, Any], *, towers: bool = False) -> Said | None:
     act=_act(fields),
     pixels=(size, size) if isinstance(size, int) else tuple(size),
     head_width=fields["vision_cfg.head_width"],
-    pre_norm=not fields.get("vision_cfg.no_ln_pre", False),
+    image_tower=_image_tower(fields),
     text_heads=fields["text_cfg.heads"],
     text_pool=_text_pool(fields),
     image_epsilon=_epsilon(fields, "vision_cfg.norm_kwargs"),
@@ -200,6 +202,19 @@ def _epsilon(fields: Mapping[str, Any], name: str) -> float:
       f"open_clip config {name} = {given!r}: only eps is known there."
     )
   return given.get("eps", 1e-5)
+
+
+def _image_tower(fields: Mapping[str, Any]) -> dict[str, Any]:
+  tower: dict[str, Any] = dict(
+    pool="tok", pre_norm=not fields.get("vision_cfg.no_ln_pre", False)
+  )
+  if fields.get("vision_cfg.pool_type", "tok") == "avg":
+    after = fields.get("vision_cfg.final_ln_after_pool", False)
+    tower |= dict(
+      pool="gap", class_token=True, last_norm="pooled" if after else "tokens"
+    )
+  scale = fields.get("vision_cfg.ls_init_value")
+  return tower if scale is None else tower | dict(layer_scale=scale)
 
 
 def _text_pool(fields: Mapping[str, Any]) -> dict[str, Any]:

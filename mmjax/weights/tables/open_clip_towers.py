@@ -16,7 +16,7 @@ import math
 from typing import Any
 
 from mmjax import errors
-from mmjax.weights import rename
+from mmjax.weights import open_clip_front, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import Rule
@@ -127,6 +127,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     rules=rules,
     config=checkpoint.config,
     ignore=(r"attn_mask$", r"embeddings\.(position_ids|token_type_ids)$"),
+    **open_clip_front.fields(checkpoint, pixels, length),
   )
 
 
@@ -210,6 +211,8 @@ def _own_text(
   if BIASED in shapes:
     width = shapes[BIASED][0]
     projection = hub.linear("text_projection", "text.text_projection")
+  elif said.fields.get("text_cfg.proj_type", "linear") == "none":
+    width, projection = tower["width"], []
   else:
     width = shapes["text.text_projection"][1]
     projection = [Rule("text_projection/kernel", "text.text_projection")]

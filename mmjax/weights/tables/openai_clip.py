@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax import errors
-from mmjax.weights import rename
+from mmjax.weights import open_clip_front, rename
 from mmjax.weights.files import Checkpoint
 from mmjax.weights.recipe import Recipe
 from mmjax.weights.rename import CONV2D, Rule
@@ -94,6 +94,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     # What was decided stays with what is written.
     config=checkpoint.config or {"quick_gelu": act == "quick_gelu"},
     ignore=IGNORE,
+    **open_clip_front.fields(checkpoint, pixels, length),
     keep=(residual.BUFFERS,),
   )
 
@@ -175,13 +176,13 @@ def vit(
   """Returns keywords, pixels and rules of a ViT."""
   width, _, _, patch = shapes["visual.conv1.weight"]
   count = shapes["visual.positional_embedding"][0] - 1
-  heads, model = width // HEAD_WIDTH, {}
+  heads, model = width // HEAD_WIDTH, dict(pool="tok", pre_norm=True)
   if said is None:
     side = _side(count)
     pixels = (side * patch, side * patch)
   else:
     heads = width // said.head_width
-    pixels = said.pixels
+    pixels, model = said.pixels, dict(said.image_tower)
     if any(n % patch for n in pixels):
       model["crop"] = True
     for field, found in (
@@ -191,15 +192,19 @@ def vit(
     ):
       open_clip_config.agree(said, f"vision_cfg.{field}", found)
   grid = (pixels[0] // patch, pixels[1] // patch)
-  pre_norm = said is None or said.pre_norm
   rules = [
     Rule("cls", "class_embedding", rename.reshape((1, width), (width,))),
     *hub.positions("positional_embedding", grid, width),
     Rule("embedding/kernel", "conv1.weight", CONV2D),
-    *(hub.norm("pre_norm", "ln_pre") if pre_norm else ()),
+    *(hub.norm("pre_norm", "ln_pre") if model["pre_norm"] else ()),
     *_layers(heads, width),
     *hub.norm("norm", "ln_post"),
   ]
+  if "layer_scale" in model:
+    rules += [
+      Rule(f"encoder/blocks/layer_scale{i}", f"{_BLOCK}{{n}}.ls_{i}.gamma")
+      for i in (1, 2)
+    ]
   sizes = _sizes(shapes, "visual.", width, heads, act)
   if said is not None:
     sizes["epsilon"] = said.image_epsilon
@@ -208,8 +213,6 @@ def vit(
       name="vit",
       **sizes,
       patch=patch,
-      pool="tok",
-      pre_norm=pre_norm,
       patch_bias=False,
       **model,
     ),

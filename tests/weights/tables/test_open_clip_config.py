@@ -55,7 +55,8 @@ def test_published_configs():
   said = open_clip_config.read(RN50)
   assert said.act == "gelu_exact"
   assert (said.head_width, said.text_heads) == (64, 8)
-  assert said.pixels == (224, 224) and said.pre_norm
+  assert said.pixels == (224, 224)
+  assert said.image_tower == {"pool": "tok", "pre_norm": True}
   assert said.text_pool == {"causal": True, "pool": "eot"}
   assert said.image_epsilon == said.text_epsilon == 1e-5
   assert open_clip_config.read(H14).head_width == 80
@@ -68,7 +69,25 @@ def test_published_configs():
     ("quick_gelu", True, "act", "quick_gelu"),
     ("text_cfg.act_kwargs", {"approximate": "tanh"}, "act", "gelu"),
     ("vision_cfg.image_size", [224, 320], "pixels", (224, 320)),
-    ("vision_cfg.no_ln_pre", True, "pre_norm", False),
+    (
+      "vision_cfg.no_ln_pre",
+      True,
+      "image_tower",
+      dict(pool="tok", pre_norm=False),
+    ),
+    (
+      "vision_cfg.pool_type",
+      "avg",
+      "image_tower",
+      dict(pool="gap", pre_norm=True, class_token=True, last_norm="tokens"),
+    ),
+    (
+      "vision_cfg.ls_init_value",
+      1e-5,
+      "image_tower",
+      dict(pool="tok", pre_norm=True, layer_scale=1e-5),
+    ),
+    ("vision_cfg.pos_embed_type", "sin_cos_2d", "head_width", 64),
     ("text_cfg.norm_kwargs", {"eps": 1e-6}, "text_epsilon", 1e-6),
     ("text_cfg.pool_type", "first", "text_pool", dict(causal=True, pool="cls")),
     (
@@ -100,10 +119,9 @@ def test_eos_pools_at_its_id():
   "field, value",
   [
     ("multimodal_cfg", {"width": 512}),
-    ("vision_cfg.ls_init_value", 1e-5),
     ("vision_cfg.attentional_pool", True),
-    ("vision_cfg.pool_type", "avg"),
-    ("vision_cfg.pos_embed_type", "sin_cos_2d"),
+    ("vision_cfg.pool_type", "none"),
+    ("text_cfg.ls_init_value", 1e-5),
     ("vision_cfg.timm_model_name", "convnext_base"),
     ("vision_cfg.norm_kwargs", {"elementwise_affine": False}),
     ("text_cfg.hf_model_name", "roberta-base"),
