@@ -59,9 +59,11 @@ def make_step(
     rngs = {"dropout": state.key()}
     gradient = jax.value_and_grad(loss, has_aux=True)
     (value, aux), grads = gradient(state.params, state.mutable, batch, rngs)
-    # Behind the barrier, or XLA writes squares to memory once for both the
-    # norm and the optimizer, which takes longer than to square again.
-    grad_norm = optax.tree.norm(jax.lax.optimization_barrier(grads))
+    # Behind barriers, or XLA writes squares to memory once for both the norm
+    # and the optimizer, which takes longer than to square again. One for each
+    # leaf: one for all would keep all gradients until the last is there.
+    apart = jax.tree.map(jax.lax.optimization_barrier, grads)
+    grad_norm = optax.tree.norm(apart)
     updates, opt = tx.update(grads, state.opt, state.params, step=state.step)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
