@@ -66,6 +66,8 @@ def main() -> None:
   parser.add_argument("--config", default="experiments/emoji/siglip.py")
   parser.add_argument("--steps", type=int, default=40)
   args = parser.parse_args()
+  if args.steps < 1:
+    parser.error(f"--steps {args.steps}: give 1 or more")
   try:
     host_time(args.config, args.steps)
   except errors.InputError as error:

@@ -47,7 +47,7 @@ PAUSE_S = 0.3
 # Steps before the clock: by `perf record`, a fifth of steps 4 to 15 went into
 # clearing new pages of a heap that still grew, all of it in the first of these.
 WARM = 12
-BATCHES = 3
+BATCHES = 3  # whose losses are compared; the first is timed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -299,6 +299,9 @@ def main() -> None:
     "--scan", action="store_true", help="loop over the blocks of the model"
   )
   args = parser.parse_args()
+  for name in ("rounds", "steps", "processes"):
+    if getattr(args, name) < 1:
+      parser.error(f"--{name} {getattr(args, name)}: give 1 or more")
   sizes = Sizes(args.variant, args.image, args.batch)
   try:
     build.build("models", name="vit", variant=sizes.variant)  # or says why not

@@ -39,7 +39,10 @@ class Fields(TypedDict):
 
 
 def fields(
-  checkpoint: Checkpoint, pixels: tuple[int, int], length: int
+  checkpoint: Checkpoint,
+  pixels: tuple[int, int],
+  length: int,
+  vocab_size: int | None,
 ) -> Fields:
   """Returns the fields of a `Recipe` that say how its inputs are prepared.
 
@@ -48,33 +51,19 @@ def fields(
       it is read where there is no preprocess_cfg.
     pixels: rows and columns that the model takes.
     length: of its texts, in tokens.
+    vocab_size: of its text tower; None is not known.
   """
-  model = checkpoint.config.get("model_cfg", checkpoint.config)
-  said = checkpoint.config.get("preprocess_cfg")
+  config = checkpoint.config
+  makers = {"text": lambda: _text(checkpoint, length, vocab_size)}
+  if config.get("preprocess_cfg") is not None or not checkpoint.preprocessor:
+    makers["image"] = lambda: _image(config, pixels)
   specs: dict[str, str] = {}
   missing: dict[str, str] = {}
-  try:
-    if said is None and "vision_cfg" in model:
-      if not checkpoint.preprocessor:
-        raise errors.InputError(
-          "open_clip_config.json has no preprocess_cfg beside its model_cfg; "
-          "add what open_clip's pretrained.py says of these weights: mean, "
-          "std, interpolation and resize_mode."
-        )
-    elif said is not None or not checkpoint.preprocessor:
-      specs["image"] = image(said or {}, pixels)
-  except errors.InputError as e:
-    missing["image"] = str(e)
-  try:
-    if not checkpoint.path.is_dir():
-      raise errors.InputError(
-        "a file of weights holds no vocabulary; put it into a folder with its "
-        "tokenizer's files, of OpenAI's CLIP those of the hub's "
-        "openai/clip-vit-base-patch32."
-      )
-    specs["text"] = text(model.get("text_cfg", {}), length)
-  except errors.InputError as e:
-    missing["text"] = str(e)
+  for key, make in makers.items():
+    try:
+      specs[key] = make()
+    except errors.InputError as e:
+      missing[key] = str(e)
   hub = {"kind": "hub", "path": str(checkpoint.path)}
   return Fields(
     preprocess=specs,
@@ -83,7 +72,31 @@ def fields(
   )
 
 
-def text(said: Mapping[str, Any], length: int) -> str:
+def _image(config: Mapping[str, Any], pixels: tuple[int, int]) -> str:
+  said = config.get("preprocess_cfg")
+  if said is None and "vision_cfg" in config.get("model_cfg", config):
+    raise errors.InputError(
+      "open_clip_config.json has no preprocess_cfg beside its model_cfg; add "
+      "what open_clip's pretrained.py says of these weights: mean, std, "
+      "interpolation and resize_mode."
+    )
+  return image(said or {}, pixels)
+
+
+def _text(checkpoint: Checkpoint, length: int, vocab_size: int | None) -> str:
+  if not checkpoint.path.is_dir():
+    raise errors.InputError(
+      "a file of weights holds no vocabulary; put it into a folder with its "
+      "tokenizer's files, of OpenAI's CLIP those of the hub's "
+      "openai/clip-vit-base-patch32."
+    )
+  model = checkpoint.config.get("model_cfg", checkpoint.config)
+  return text(model.get("text_cfg", {}), length, vocab_size)
+
+
+def text(
+  said: Mapping[str, Any], length: int, vocab_size: int | None = None
+) -> str:
   """Returns the spec that does what a text_cfg says of the tokenizer.
 
   That of OpenAI's CLIP pads with 0, those of the hub as their files say.
@@ -92,6 +105,7 @@ def text(said: Mapping[str, Any], length: int) -> str:
   Args:
     said: the text_cfg, {} of OpenAI's models.
     length: in tokens.
+    vocab_size: of the model; None is any.
 
   Raises:
     InputError: a way to tokenize that our operations do not follow.
@@ -107,7 +121,8 @@ def text(said: Mapping[str, Any], length: int) -> str:
   if cleaned not in _CLEANED:
     raise errors.unknown("text_cfg tokenizer_kwargs.clean", cleaned, _CLEANED)
   end = not options.pop("strip_sep_token", False)
-  for name, value in options.items():
+  if options:
+    name, value = next(iter(options.items()))
     raise errors.InputError(
       f"text_cfg tokenizer_kwargs.{name} = {value!r}: no operation of ours "
       "does that; known are clean and strip_sep_token."
@@ -117,11 +132,10 @@ def text(said: Mapping[str, Any], length: int) -> str:
       f"text_cfg tokenizer_kwargs.strip_sep_token = True: of {hub!r} mmjax does "
       "not know the separator; of BERT it does."
     )
-  size = said.get("vocab_size") if not said.get("hf_model_name") else None
   arguments = [
     f"length={length}",
     *([] if hub else ["pad=0"]),
-    *([] if size is None else [f"vocab_size={size}"]),
+    *([] if vocab_size is None else [f"vocab_size={vocab_size}"]),
     *([] if end else ["end=False"]),
   ]
   tokenized = f"tokenize_as_trained('text', 'text', {', '.join(arguments)})"

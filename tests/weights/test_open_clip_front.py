@@ -1,4 +1,4 @@
-"""Images of OpenAI's CLIP and open_clip, against torchvision's pixels."""
+"""Images of OpenAI's CLIP and open_clip, by torchvision's pixels; texts."""
 
 import json
 import pathlib
@@ -69,6 +69,7 @@ def fields(config, preprocessor=None, path="x"):
     files.Checkpoint(pathlib.Path(path), {}, config, preprocessor or {}),
     (6, 6),
     9,
+    50,
   )
 
 
@@ -92,18 +93,16 @@ def test_a_file_alone_has_no_texts_and_a_folder_has(tmp_path):
   assert "holds no vocabulary" in fields({})["missing"]["text"]
   found = fields({}, path=tmp_path)
   assert found["tokenizers"] == {"text": dict(kind="hub", path=str(tmp_path))}
-  assert found["preprocess"]["text"] == open_clip_front.text({}, 9)
+  assert found["preprocess"]["text"] == open_clip_front.text({}, 9, 50)
 
 
 # Of ViT-B-32.json, ViT-B-16-SigLIP.json and ViT-H-14-CLIPA.json.
-CLIP = dict(vocab_size=49408)
+CLIP: dict = {}
 SIGLIP = dict(
-  vocab_size=32000,
   hf_tokenizer_name="timm/ViT-B-16-SigLIP",
   tokenizer_kwargs=dict(clean="canonicalize"),
 )
 CLIPA = dict(
-  vocab_size=32000,
   hf_tokenizer_name="bert-base-uncased",
   tokenizer_kwargs=dict(strip_sep_token=True),
 )
@@ -113,13 +112,13 @@ TOKENIZED = "tokenize_as_trained('text', 'text', length=9, "
 @pytest.mark.parametrize(
   "said, want",
   [
-    (CLIP, "single_spaces('text')|lower('text')|{}pad=0, vocab_size=49408)"),
-    (SIGLIP, "canonicalise('text')|{}vocab_size=32000)"),
-    (CLIPA, "single_spaces('text')|{}vocab_size=32000, end=False)"),
+    (CLIP, "single_spaces('text')|lower('text')|{}pad=0, vocab_size=50)"),
+    (SIGLIP, "canonicalise('text')|{}vocab_size=50)"),
+    (CLIPA, "single_spaces('text')|{}vocab_size=50, end=False)"),
   ],
 )
 def test_texts_of_published_configs(said, want):
-  found = open_clip_front.text(said, 9)
+  found = open_clip_front.text(said, 9, 50)
   assert found == want.format(TOKENIZED) + "|keep('text')"
 
 

@@ -127,7 +127,9 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     rules=rules,
     config=checkpoint.config,
     ignore=(r"attn_mask$", r"embeddings\.(position_ids|token_type_ids)$"),
-    **open_clip_front.fields(checkpoint, pixels, length),
+    **open_clip_front.fields(
+      checkpoint, pixels, length, text.get("vocab_size")
+    ),
   )
 
 

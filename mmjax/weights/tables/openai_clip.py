@@ -94,7 +94,7 @@ def build(checkpoint: Checkpoint) -> Recipe | None:
     # What was decided stays with what is written.
     config=checkpoint.config or {"quick_gelu": act == "quick_gelu"},
     ignore=IGNORE,
-    **open_clip_front.fields(checkpoint, pixels, length),
+    **open_clip_front.fields(checkpoint, pixels, length, tower["vocab_size"]),
     keep=(residual.BUFFERS,),
   )
 
