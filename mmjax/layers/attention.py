@@ -16,7 +16,7 @@ from mmjax.parallel import rules
 
 
 class Projection(nn.Module):
-  """A dense layer to heads, D -> N x H; query, key and value have one each.
+  """The weights of a dense layer, D -> N x H: of query, key or value.
 
   One product for all three would be no faster: to join the kernels, to take
   the result apart and to join its gradient is 5 % of the training step of a ViT
@@ -26,7 +26,7 @@ class Projection(nn.Module):
     heads: N.
     head_dim: H.
     axis: logical axis of the heads, or None where they are never split.
-    dtype: of what is returned; the parameters are float32.
+    dtype: of the computation; the parameters are float32.
     use_bias: whether there is a bias.
     std: standard deviation of the kernel at the start; None is Xavier's.
   """
@@ -39,8 +39,8 @@ class Projection(nn.Module):
   std: float | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B T D] to [B T N H]."""
+  def __call__(self, width: int) -> "Weights":
+    """Returns the weights for tokens of D = `width`."""
     shape = (self.heads, self.head_dim)
     init = _projection_init
     if self.std is not None:
@@ -48,7 +48,7 @@ class Projection(nn.Module):
     kernel = self.param(
       "kernel",
       rules.with_axes(init, ("embed", self.axis, "head_dim")),
-      (x.shape[-1], *shape),
+      (width, *shape),
     ).astype(self.dtype)
     bias = None
     if self.use_bias:
@@ -57,9 +57,21 @@ class Projection(nn.Module):
         rules.with_axes(nn.initializers.zeros, (self.axis, "head_dim")),
         shape,
       ).astype(self.dtype)
-    # [B T D] by [D N H].
+    return Weights(kernel, bias, self.axis)
+
+
+class Weights(NamedTuple):
+  """A kernel [D N H], a bias [N H] or None, and the heads' logical axis."""
+
+  kernel: jax.Array
+  bias: jax.Array | None
+  axis: str | None
+
+  def project(self, x: jax.Array) -> jax.Array:
+    """Maps [B T D] to [B T N H]."""
     axes = (((2,), (0,)), ((), ()))
-    x = product.dot_general(x.astype(self.dtype), kernel, axes, bias=bias)
+    x = x.astype(self.kernel.dtype)
+    x = product.dot_general(x, self.kernel, axes, bias=self.bias)
     return rules.constrain(x, "batch", "length", self.axis, "head_dim")
 
 
@@ -178,14 +190,18 @@ class Attention(nn.Module):
         ("value", kv_heads, kv_name, "v"),
       )
     )
-    q = query(x_q)
+    q = query(width).project(x_q)
     if factor is not None:
       q = q * factor.astype(q.dtype)
     if cache is not None and x_kv is None and slot is None:
       k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
     else:
       x_kv = x_q if x_kv is None else x_kv
-      k, v = key(x_kv), value(x_kv)
+      w_k, w_v = key(x_kv.shape[-1]), value(x_kv.shape[-1])
+      dropped = self.dropout > 0.0 and not deterministic
+      if cache is mask is None and not dropped and self._folds(q, x_kv):
+        return self._out(self._folded(q, x_kv, w_k, w_v, bias), width)
+      k, v = w_k.project(x_kv), w_v.project(x_kv)
       if self.rotary is not None:
         if positions is None:
           positions = jnp.arange(x_q.shape[1], dtype=jnp.int32)[None]
@@ -196,11 +212,15 @@ class Attention(nn.Module):
         if slot is not None:
           k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
     out = self._attend(q, k, v, mask, bias, kv_name, deterministic)
+    out = self._out(out, width)
+    return out if cache is None else (out, cache)
 
+  def _out(self, x: jax.Array, width: int) -> jax.Array:
+    """Maps what heads found [B T N H] back to [B T D]."""
     init = nn.initializers.xavier_uniform()
     if self.out_std is not None:
       init = nn.initializers.normal(self.out_std)
-    out = nn.DenseGeneral(
+    x = nn.DenseGeneral(
       self.out_width or width,
       axis=(-2, -1),
       dtype=self.dtype,
@@ -209,9 +229,38 @@ class Attention(nn.Module):
       bias_init=rules.with_axes(nn.initializers.zeros, ("norm",)),
       dot_general=product.dot_general,
       name="out",
-    )(out)
-    out = rules.constrain(out, "batch", "length", "embed")
-    return out if cache is None else (out, cache)
+    )(x)
+    return rules.constrain(x, "batch", "length", "embed")
+
+  def _folds(self, q: jax.Array, x_kv: jax.Array) -> bool:
+    """Returns whether keys and values are better not projected.
+
+    It takes a CPU less to map a few queries to the space of many tokens, and
+    what they find back: 2 N T D (S + H) products, not 2 N S H (D + T).
+    """
+    (T, _, H), (S, D) = q.shape[1:], x_kv.shape[1:]
+    return (
+      T * D * (S + H) < S * H * (D + T)
+      and self.kv_heads in (None, self.heads)
+      and self.softcap is self.rotary is None
+      and self.impl in (None, "xla")
+      and self.dtype == jnp.float32
+      and choice.platform() == "cpu"
+      and jax.sharding.get_abstract_mesh().size <= 1
+    )
+
+  def _folded(self, q, x_kv, w_k, w_v, bias):
+    """Attends to tokens as they are: q (k x)' = (q k') x', w (x v) = (w x) v.
+
+    The bias of keys adds one number to all scores of a query, which softmax
+    does not see; that of values is added once, since weights sum to 1.
+    """
+    scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+    x = x_kv.astype(self.dtype)[:, :, None]
+    q = jnp.einsum("BTNH,DNH->BTND", q * scale, w_k.kernel)
+    found = ops.attention(q, x, x, bias=bias, scale=1.0, impl=self.impl)
+    out = jnp.einsum("BTND,DNH->BTNH", found, w_v.kernel)
+    return out if w_v.bias is None else out + w_v.bias[None, None]
 
   def _attend(
     self,

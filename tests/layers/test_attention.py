@@ -28,6 +28,61 @@ def test_is_projections_around_the_op(key):
   np.testing.assert_allclose(out, want, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  "queries, biases", [(1, "qkvo"), (3, "qv"), (3, "")], ids=["1", "3", "none"]
+)
+def test_few_queries_attend_to_tokens_that_are_not_projected(
+  key, queries, biases
+):
+  """The same as of projected ones, with gradients; where that is cheaper."""
+  S, D, N, H = 40, 24, 4, 8
+  keys = iter(jax.random.split(key, 20))
+  x, y = (
+    jax.random.normal(next(keys), (2, length, width))
+    for length, width in ((queries, N * H), (S, D))
+  )
+  layer = Attention(N, biases=biases)
+  variables = jax.tree.map(
+    lambda p: 0.3 * jax.random.normal(next(keys), p.shape),
+    nn.unbox(layer.init(key, x, y)),
+  )
+
+  def ours(variables, x, y, mask=None):
+    return layer.apply(variables, x, y, mask)
+
+  def plain(variables, x, y):
+    def dense(name, x, equation):
+      weights = variables["params"][name]
+      x = jnp.einsum(equation, x, weights["kernel"])
+      bias = weights.get("bias", jnp.zeros(()))
+      return x + jnp.broadcast_to(bias, x.shape)
+
+    q, k, v = (
+      dense(name, x, "btd,dnh->btnh")
+      for name, x in (("query", x), ("key", y), ("value", y))
+    )
+    out = jax.nn.dot_product_attention(q, k, v)
+    return dense("out", out, "btnh,nhd->btd")
+
+  def run(f):
+    grads = jax.grad(lambda *args: jnp.sin(f(*args)).sum(), (0, 1, 2))
+    return jax.jit(lambda *args: (f(*args), grads(*args)))(variables, x, y)
+
+  got, want = run(ours), run(plain)
+  largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest),
+    got,
+    want,
+  )
+  projected = f"f32[2,{S},{N},{H}]"
+  assert projected not in str(jax.make_jaxpr(ours)(variables, x, y))
+  mask = masks.KeyPadding(jnp.array([2, 5]))
+  assert projected in str(jax.make_jaxpr(ours)(variables, x, y, mask))
+  many = jnp.repeat(x, S, 1)
+  assert projected in str(jax.make_jaxpr(ours)(variables, many, y))
+
+
 def test_it_may_give_out_another_width(key):
   x = jax.random.normal(key, (2, 5, 16))
   layer = Attention(4, out_width=6)

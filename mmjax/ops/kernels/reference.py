@@ -39,6 +39,30 @@ def attend(
   the inputs' dtype and accumulate in float32. Arguments as in
   `ops.attention.attention`, already checked; dropout_seeds is [B N].
   """
+  B, T, N, _ = q_BTNH.shape
+  S, K = k_BSKH.shape[1:3]
+  seen = None if mask is None else masks.dense(mask, T, S)
+  keep = None
+  if dropout_seeds is not None and dropout_rate > 0.0:
+    kept = dropout.keep(
+      jnp.reshape(dropout_seeds, (B, N, 1, 1)),
+      jnp.arange(T).reshape(1, 1, T, 1),
+      jnp.arange(S).reshape(1, 1, 1, S),
+      dropout_rate,
+    )
+    keep = jnp.where(kept, 1.0 / (1.0 - dropout_rate), 0.0)
+  some = functools.partial(_some, scale, softcap)
+  arrays = q_BTNH, k_BSKH, v_BSKH, seen, bias, keep
+  head = 4 * N // K * T * S
+  if B * K * head > _LARGE and head >= _HEAD and bias is None and keep is None:
+    return _in_turn(some, *arrays[:4])
+  if B * K * head > _MEDIUM and (parts := _parts(B)) > 1:
+    return _in_parts(some, parts, *arrays)
+  return some(*arrays)
+
+
+def _some(scale, softcap, q_BTNH, k_BSKH, v_BSKH, seen, bias=None, keep=None):
+  """Attends at once; bias and keep are [B|1 N|1 T S]."""
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
   G = N // K
@@ -54,45 +78,23 @@ def attend(
     q_BKRH = q_BKRH * scale
   else:
     late = scale
-  seen = None if mask is None else masks.dense(mask, T, S)
-  keep = None
-  if dropout_seeds is not None and dropout_rate > 0.0:
-    kept = dropout.keep(
-      jnp.reshape(dropout_seeds, (B, N, 1, 1)),
-      jnp.arange(T).reshape(1, 1, T, 1),
-      jnp.arange(S).reshape(1, 1, 1, S),
-      dropout_rate,
-    )
-    keep = jnp.where(kept, 1.0 / (1.0 - dropout_rate), 0.0)
-    keep = keep.reshape(B, K, G * T, S)
-
-  def some(q_BKRH, k_BKSH, v_BKSH, seen, bias=None, keep=None):
-    scores = jnp.einsum(
-      "BKRH,BKSH->BKRS", q_BKRH, k_BKSH, preferred_element_type=jnp.float32
-    )
-    shape = scores.shape
-    scores = scores.reshape(shape[0], -1, T, S)
-    if late != 1.0:
-      scores = scores * late
-    if softcap is not None:
-      scores = softcap * jnp.tanh(scores / softcap)
-    if bias is not None:
-      scores = scores + bias.astype(jnp.float32)
-    if seen is not None:
-      # A sum, since XLA's CPU backend does not fuse a choice with products.
-      scores = scores + jnp.where(seen, 0.0, -jnp.inf)
-    return _mix(scores.reshape(shape), v_BKSH, keep)
-
-  head = 4 * G * T * S
-  arrays = q_BKRH, k_BKSH, v_BKSH, seen, bias, keep
-  if B * K * head > _LARGE and head >= _HEAD and bias is None and keep is None:
-    out = jax.lax.platform_dependent(
-      *arrays[:4], cpu=_in_turn(some), default=some
-    )
-  elif B * K * head > _MEDIUM and (parts := _parts(B)) > 1:
-    out = _in_parts(some, parts, *arrays)
-  else:
-    out = some(*arrays)
+  scores = jnp.einsum(
+    "BKRH,BKSH->BKRS", q_BKRH, k_BKSH, preferred_element_type=jnp.float32
+  )
+  shape = scores.shape
+  scores = scores.reshape(B, N, T, S)
+  if late != 1.0:
+    scores = scores * late
+  if softcap is not None:
+    scores = softcap * jnp.tanh(scores / softcap)
+  if bias is not None:
+    scores = scores + bias.astype(jnp.float32)
+  if seen is not None:
+    # A sum, since XLA's CPU backend does not fuse a choice with products.
+    scores = scores + jnp.where(seen, 0.0, -jnp.inf)
+  if keep is not None:
+    keep = keep.reshape(shape)
+  out = _mix(scores.reshape(shape), v_BKSH, keep)
   out = out.reshape(B, K, G, T, -1).transpose(0, 3, 1, 2, 4)
   return out.reshape(B, T, N, -1).astype(q_BTNH.dtype)
 
@@ -138,16 +140,50 @@ def _side_by_side(some, parts):
   return all_of
 
 
-def _in_turn(some):
-  """Does `some`, a few heads after the other, on what its cache holds."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _in_turn(some, q_BTNH, k_BSKH, v_BSKH, seen):
+  """Does `some`, on a CPU a few heads after the other: what its cache holds.
 
-  def all_of(q_BKRH, k_BKSH, v_BKSH, seen):
-    B, K, R, _ = q_BKRH.shape
-    fit = max(1, _CACHE // (4 * R * k_BKSH.shape[2]))
-    heads = max(n for n in range(1, K + 1) if K % n == 0 and n <= fit)
+  They are cut out of the arrays where they lie, and their outputs put in place.
+  """
+
+  def heads_of(q, k, v, seen):
+    B, T, N, _ = q.shape
+    S, K = k.shape[1:3]
+    n = _heads(q, k)
+    cut = jax.lax.dynamic_slice
+
+    def step(i, out):
+      row, head = i // (K // n), i % (K // n) * n
+      first = row, 0, head * (N // K), 0
+      part = cut(q, first, (1, T, n * N // K, q.shape[3]))
+      k_part, v_part = (
+        cut(x, (row, 0, head, 0), (1, S, n, x.shape[3])) for x in (k, v)
+      )
+      seen_part = None
+      if seen is not None:
+        seen_part = jax.lax.dynamic_index_in_dim(seen, row % len(seen))
+      part = some(part, k_part, v_part, seen_part)
+      return jax.lax.dynamic_update_slice(out, part, first)
+
+    out = jnp.zeros((B, T, N, v.shape[3]), q.dtype)
+    return jax.lax.fori_loop(0, B * K // n, step, out)
+
+  return jax.lax.platform_dependent(
+    q_BTNH, k_BSKH, v_BSKH, seen, cpu=heads_of, default=some
+  )
+
+
+@_in_turn.defjvp
+def _in_turn_jvp(some, primals, tangents):
+  # Cut out of the whole, each part's gradient would be a whole array to add.
+  def heads_of(q, k, v, seen):
+    B, _, K = k.shape[:3]
+    n = _heads(q, k)
 
     def split(x):
-      return x.reshape(B * K // heads, 1, heads, *x.shape[2:])
+      x = x.reshape(B, x.shape[1], K // n, -1, x.shape[3]).swapaxes(1, 2)
+      return x.reshape(B * K // n, 1, *x.shape[2:])
 
     def step(args):
       q, k, v, row = args
@@ -156,11 +192,23 @@ def _in_turn(some):
         part = jax.lax.dynamic_index_in_dim(seen, row % len(seen))
       return some(q, k, v, part)
 
-    rows = jnp.arange(B * K // heads) // (K // heads)
-    out = jax.lax.map(step, (*map(split, (q_BKRH, k_BKSH, v_BKSH)), rows))
-    return out.reshape(B, K, R, -1)
+    rows = jnp.arange(B * K // n) // (K // n)
+    out = jax.lax.map(step, (*map(split, (q, k, v)), rows))
+    out = out.reshape(B, K // n, *out.shape[2:]).swapaxes(1, 2)
+    return out.reshape(*q.shape[:3], -1)
 
-  return all_of
+  def either(*arrays):
+    return jax.lax.platform_dependent(*arrays, cpu=heads_of, default=some)
+
+  return jax.jvp(either, primals, tangents)
+
+
+def _heads(q_BTNH, k_BSKH) -> int:
+  """Returns how many key heads have scores that fit into the cache."""
+  T, N = q_BTNH.shape[1:3]
+  S, K = k_BSKH.shape[1:3]
+  fit = max(1, _CACHE // (4 * N // K * T * S))
+  return max(n for n in range(1, K + 1) if K % n == 0 and n <= fit)
 
 
 @jax.custom_jvp
