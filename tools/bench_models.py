@@ -85,6 +85,7 @@ def ours(case: str, folder: pathlib.Path) -> Callable[[], np.ndarray]:
   import jax.numpy as jnp
 
   from mmjax import weights
+  from mmjax.layers.apart import apart
   from mmjax.layers.generate import generate
 
   loaded = weights.load(folder)
@@ -109,8 +110,9 @@ def ours(case: str, folder: pathlib.Path) -> Callable[[], np.ndarray]:
     "whisper": lambda out: out[0],
   }[case]
   given = jax.device_put(given)
+  variables = apart(loaded.model, loaded.variables, **given)
   call = jax.jit(lambda v, x: pick(loaded.model.apply(v, **x)))
-  return lambda: np.asarray(call(loaded.variables, given))
+  return lambda: np.asarray(call(variables, given))
 
 
 def theirs(

@@ -35,8 +35,8 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import errors
+from mmjax.layers.apart import apart
 from mmjax.layers.block import Cache
-from mmjax.layers.transformer import Stack, apart
 from mmjax.ops import decoding
 
 # Where parameters are taken apart, which costs what a few tokens cost: bytes,
@@ -109,8 +109,10 @@ def _generate(model, settings, adjust, variables, prompt, inputs, rng):
 
   slot = jnp.asarray(prompt.shape[1], jnp.int32)
   split = variables
-  if settings.length - prompt.shape[1] >= _MANY:
-    split = _apart(model, variables, cache, prompt[:, :1], slot)
+  size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(variables))
+  many = settings.length - prompt.shape[1] >= _MANY
+  if many and size >= _LARGE and jax.default_backend() == "cpu":
+    split = apart(model, variables, cache, prompt[:, :1], slot, method="step")
 
   def step(cache, tokens, slot):
     return model.apply(split, cache, tokens, slot, method="step")
@@ -125,24 +127,6 @@ def _generate(model, settings, adjust, variables, prompt, inputs, rng):
     batch_axis=_each(cache, 1, 1, 0),
     fixed=_each(cache, False, True, False),
   )
-
-
-def _apart(model, variables, *args):
-  """Takes stacks of parameters apart where the loop over tokens would copy."""
-  size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(variables))
-  if jax.default_backend() != "cpu" or size < _LARGE:
-    return variables
-  paths = set()
-
-  def see(call, given, keywords, context):
-    if isinstance(context.module, Stack) and context.method_name == "__call__":
-      paths.add(context.module.path)
-    return call(*given, **keywords)
-
-  with nn.intercept_methods(see):
-    step = functools.partial(model.apply, method="step")
-    jax.eval_shape(step, variables, *args)
-  return {**variables, "params": apart(variables["params"], paths)}
 
 
 def _each(cache: Any, own: Any, memory: Any, other: Any) -> Any:

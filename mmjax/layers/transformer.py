@@ -1,7 +1,7 @@
 """Stacks of Transformer blocks by scan and rematerialisation."""
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -228,29 +228,3 @@ def sized(
       f"as {example!r}."
     )
   return sizes
-
-
-def apart(
-  params: Mapping[str, Any], paths: Collection[tuple[str, ...]]
-) -> dict[str, Any]:
-  """Gives each block of some stacks parameters of its own.
-
-  For loops around a stack, over tokens: a CPU copies what it slices from
-  stacked parameters each time, which is half of what a token of GPT-2 costs.
-
-  Args:
-    params: of a model.
-    paths: of its stacks, `Stack.path`.
-
-  Returns:
-    The same with "blocks_0", "blocks_1", ... in place of "blocks" there.
-  """
-  found = dict(params)
-  for first in {path[0] for path in paths if path}:
-    rest = [path[1:] for path in paths if path and path[0] == first]
-    found[first] = apart(found[first], rest)
-  if () in paths:
-    blocks = found.pop("blocks")
-    for i in range(len(jax.tree.leaves(blocks)[0])):
-      found[f"blocks_{i}"] = jax.tree.map(lambda a, i=i: a[i], blocks)
-  return found

@@ -6,7 +6,7 @@ import pytest
 
 from mmjax import errors
 from mmjax.layers.block import Block, Each, Spec
-from mmjax.layers.transformer import Stack, apart, sized
+from mmjax.layers.transformer import Stack, sized
 from mmjax.ops import masks
 
 SPEC = Spec(heads=2, mlp=16)
@@ -48,29 +48,6 @@ def test_stack_is_its_blocks_in_turn(key, x):
     want, _ = apply({"params": layer}, want)
   got = jax.jit(stack.apply)(variables, x)
   np.testing.assert_allclose(got, want, atol=1e-5)
-
-
-def test_blocks_apart_compute_the_same(key, x):
-  class Model(nn.Module):
-    def setup(self):
-      self.first = Stack(**KW)
-      self.second = Stack(SPEC, 4)
-
-    def __call__(self, x):
-      pair = masks.Causal(), masks.Local(1, 0)
-      return self.second(self.first(x), pair)
-
-  variables = jax.jit(Model().init)(key, x)
-  params = nn.unbox(variables)["params"]
-  split = apart(params, {("first",), ("second",)})
-  assert set(split["first"]) == {"blocks_0", "blocks_1", "blocks_2"}
-  assert set(split["second"]["blocks_1"]) == {"block0", "block1"}
-  run = jax.jit(Model().apply)
-  got, want = run({"params": split}, x), run({"params": params}, x)
-  np.testing.assert_allclose(got, want, atol=1e-5)
-  swapped = split["first"] | {"blocks_0": split["first"]["blocks_1"]}
-  other = run({"params": split | {"first": swapped}}, x)
-  assert np.abs(other - want).max() > 1e-2
 
 
 def test_stack_of_depth_0_has_no_parameters(key, x):
