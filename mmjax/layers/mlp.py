@@ -20,9 +20,20 @@ def quick_gelu(x: jax.Array) -> jax.Array:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
+def exact_gelu(x: jax.Array) -> jax.Array:
+  """Computes x P(z <= x) of a standard normal z ("GELUs", Hendrycks 2016).
+
+  Of float32 by erf, as PyTorch does: erfc, which keeps digits of what is almost
+  zero far below 0, takes a CPU 2.4 times as long. In fewer bits they are needed.
+  """
+  if x.dtype != jnp.float32:
+    return jax.nn.gelu(x, approximate=False)
+  return 0.5 * x * (1.0 + jax.lax.erf(math.sqrt(0.5) * x))
+
+
 def clipped_gelu(x: jax.Array) -> jax.Array:
   """Computes the exact GELU, cut at -10 and 10 (so that int8 can hold it)."""
-  return jnp.clip(jax.nn.gelu(x, approximate=False), -10.0, 10.0)
+  return jnp.clip(exact_gelu(x), -10.0, 10.0)
 
 
 def squared_relu(x: jax.Array) -> jax.Array:
@@ -42,7 +53,7 @@ def laplace(x: jax.Array) -> jax.Array:
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": functools.partial(jax.nn.gelu, approximate=True),
   "gelu_clipped": clipped_gelu,
-  "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_exact": exact_gelu,
   "hard_silu": jax.nn.hard_silu,
   "laplace": laplace,
   "leaky_relu": jax.nn.leaky_relu,

@@ -44,6 +44,13 @@ def test_activations(name, f):
   np.testing.assert_allclose(got, [f(x) for x in X], atol=1e-6)
 
 
+def test_the_exact_gelu_keeps_its_digits_below_zero_in_bfloat16():
+  x = jnp.array([-2.5, -1.0, 0.5], jnp.bfloat16)
+  got = activation("gelu_exact")(x).astype(jnp.float32)
+  want = [v / 2 * math.erfc(-v / 2**0.5) for v in x.tolist()]
+  np.testing.assert_allclose(got, want, rtol=0.02)
+
+
 def test_the_clipped_gelu_ends_at_10():
   x = jnp.array([-20.0, 1.0, 9.0, 12.0])
   got = activation("gelu_clipped")(x)
