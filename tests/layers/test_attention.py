@@ -8,6 +8,7 @@ from mmjax import errors
 from mmjax.layers.attention import KV, Attention
 from mmjax.ops import masks
 from mmjax.ops.attention import attention
+from mmjax.ops.kernels import reference
 from mmjax.parallel import mesh, rules
 
 
@@ -120,6 +121,24 @@ def test_same_on_a_mesh_with_dropout_and_a_mask(key, kv_heads, draw):
     np.testing.assert_allclose(a, np.asarray(b), atol=1e-6)
   still = jax.jit(layer.apply)(params, x, None, mask)
   assert np.abs(still - want[1]).max() > 1e-3
+
+
+def test_same_on_a_mesh_where_scores_are_large(key, draw, monkeypatch):
+  """So that each device computes its heads in turn."""
+  monkeypatch.setattr(reference, "_LARGE", 0)
+  monkeypatch.setattr(reference, "_HEAD", 0)
+  layer = Attention(4, kv_heads=2)
+  x = jax.random.normal(key, (4, 5, 16))
+  mask = masks.KeyPadding(jnp.array([5, 3, 0, 1]))
+  params = nn.unbox(draw(layer, x))
+
+  def make():
+    return jax.jit(lambda *args: layer.apply(*args))
+
+  want = make()(params, x, None, mask)
+  with rules.Layout(mesh.make_mesh(dict(data=2, fsdp=2, tensor=2))).use():
+    got = make()(params, x, None, mask)
+  np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_same_where_devices_share_a_sequence(key, draw):

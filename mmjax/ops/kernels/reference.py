@@ -166,7 +166,8 @@ def _in_turn(some, q_BTNH, k_BSKH, v_BSKH, seen):
       part = some(part, k_part, v_part, seen_part)
       return jax.lax.dynamic_update_slice(out, part, first)
 
-    out = jnp.zeros((B, T, N, v.shape[3]), q.dtype)
+    # All of it is put in place; what varies over devices as q does, may be it.
+    out = jnp.broadcast_to(q[..., :1], (B, T, N, v.shape[3]))
     return jax.lax.fori_loop(0, B * K // n, step, out)
 
   return jax.lax.platform_dependent(
