@@ -198,9 +198,9 @@ class Attention(nn.Module):
     else:
       x_kv = x_q if x_kv is None else x_kv
       w_k, w_v = key(x_kv.shape[-1]), value(x_kv.shape[-1])
-      dropped = self.dropout > 0.0 and not deterministic
-      if cache is mask is None and not dropped and self._folds(q, x_kv):
-        return self._out(self._folded(q, x_kv, w_k, w_v, bias), width)
+      whole = deterministic or not self.dropout
+      if cache is mask is bias is None and whole and self._folds(q, x_kv):
+        return self._out(self._folded(q, x_kv, w_k, w_v), width)
       k, v = w_k.project(x_kv), w_v.project(x_kv)
       if self.rotary is not None:
         if positions is None:
@@ -235,30 +235,30 @@ class Attention(nn.Module):
   def _folds(self, q: jax.Array, x_kv: jax.Array) -> bool:
     """Returns whether keys and values are better not projected.
 
-    It takes a CPU less to map a few queries to the space of many tokens, and
-    what they find back: 2 N T D (S + H) products, not 2 N S H (D + T).
+    A CPU is done sooner with a few queries in the space of many tokens, and
+    what they find brought back: 2 N T D (S + H) products, not 2 N S H (D + T).
     """
     (T, _, H), (S, D) = q.shape[1:], x_kv.shape[1:]
     return (
       T * D * (S + H) < S * H * (D + T)
       and self.kv_heads in (None, self.heads)
-      and self.softcap is self.rotary is None
       and self.impl in (None, "xla")
+      and self.softcap is self.rotary is None
       and self.dtype == jnp.float32
       and choice.platform() == "cpu"
       and jax.sharding.get_abstract_mesh().size <= 1
     )
 
-  def _folded(self, q, x_kv, w_k, w_v, bias):
+  def _folded(self, q, x_kv, w_k, w_v):
     """Attends to tokens as they are: q (k x)' = (q k') x', w (x v) = (w x) v.
 
-    The bias of keys adds one number to all scores of a query, which softmax
-    does not see; that of values is added once, since weights sum to 1.
+    The bias of keys changes all scores of a query alike, which softmax does not
+    see; that of values is added once, since weights sum to 1.
     """
     scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
     x = x_kv.astype(self.dtype)[:, :, None]
     q = jnp.einsum("BTNH,DNH->BTND", q * scale, w_k.kernel)
-    found = ops.attention(q, x, x, bias=bias, scale=1.0, impl=self.impl)
+    found = ops.attention(q, x, x, scale=1.0, impl=self.impl)
     out = jnp.einsum("BTND,DNH->BTNH", found, w_v.kernel)
     return out if w_v.bias is None else out + w_v.bias[None, None]
 
