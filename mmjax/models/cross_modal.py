@@ -22,7 +22,7 @@ from mmjax.layers.bert import (
 )
 from mmjax.layers.block import Spec
 from mmjax.layers.cross_modal import CrossStack
-from mmjax.layers.mlp import activation
+from mmjax.layers.mlp import activation, exact_gelu
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.transformer import REMAT, Stack
 from mmjax.ops import masks
@@ -227,7 +227,7 @@ class CrossModal(nn.Module):
       y = dense(2 * self.width, name="answer_up", axis="mlp", dtype=self.dtype)(
         pooled
       )
-      y = jax.nn.gelu(y, approximate=False)
+      y = exact_gelu(y)
       y = layer_norm(
         epsilon=self.epsilon, dtype=self.dtype, name="answer_norm"
       )(y)

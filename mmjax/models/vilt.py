@@ -17,7 +17,7 @@ from mmjax.layers.bert import MaskedWords, Pooler, TextEmbed, dense
 from mmjax.layers.block import Spec
 from mmjax.layers.embed import Patches, TokenEmbed
 from mmjax.layers.interpolate import corner_weights
-from mmjax.layers.mlp import activation
+from mmjax.layers.mlp import activation, exact_gelu
 from mmjax.layers.norm import layer_norm
 from mmjax.layers.transformer import REMAT, Stack
 from mmjax.ops import masks
@@ -233,7 +233,7 @@ class ViLT(nn.Module):
       )(y)
       out["answers"] = dense(
         self.answers, name="answers_head", axis="classes", dtype=self.dtype
-      )(jax.nn.gelu(y, approximate=False))
+      )(exact_gelu(y))
     if self.matched:
       out["matched"] = dense(1, name="matched", dtype=self.dtype)(pooled)
     if self.classes is not None:

@@ -160,10 +160,7 @@ def _in_turn(some, q_BTNH, k_BSKH, v_BSKH, seen):
       k_part, v_part = (
         cut(x, (row, 0, head, 0), (1, S, n, x.shape[3])) for x in (k, v)
       )
-      seen_part = None
-      if seen is not None:
-        seen_part = jax.lax.dynamic_index_in_dim(seen, row % len(seen))
-      part = some(part, k_part, v_part, seen_part)
+      part = some(part, k_part, v_part, _of_row(seen, row))
       return jax.lax.dynamic_update_slice(out, part, first)
 
     # All of it is put in place; what varies over devices as q does, may be it.
@@ -188,10 +185,7 @@ def _in_turn_jvp(some, primals, tangents):
 
     def step(args):
       q, k, v, row = args
-      part = None
-      if seen is not None:
-        part = jax.lax.dynamic_index_in_dim(seen, row % len(seen))
-      return some(q, k, v, part)
+      return some(q, k, v, _of_row(seen, row))
 
     rows = jnp.arange(B * K // n) // (K // n)
     out = jax.lax.map(step, (*map(split, (q, k, v)), rows))
@@ -202,6 +196,12 @@ def _in_turn_jvp(some, primals, tangents):
     return jax.lax.platform_dependent(*arrays, cpu=heads_of, default=some)
 
   return jax.jvp(either, primals, tangents)
+
+
+def _of_row(seen, row):
+  if seen is None:
+    return None
+  return jax.lax.dynamic_index_in_dim(seen, row % len(seen))
 
 
 def _heads(q_BTNH, k_BSKH) -> int:
