@@ -6,8 +6,9 @@
 
 The TPU compiler simulates each operation of the program that it compiles; the
 figure is the sum of all of them over batch and heads. "heads first" is from
-[B N T H] to [B N T H], which is as the kernels read; "as a model" from and to
-the [B T N H] of a projection, and so with the changes of layout that this takes.
+[B N T H] to [B N T H], "as a model" from and to the [B T N*H] of a projection:
+with the changes of layout that either takes. In-tree kernels read the former,
+ours the latter where heads fill tiles of lanes.
 Nothing is executed: good for ranking variants of one kind, and a gap below 30 %
 is no finding ("How to scale your model"'s matrix products came out within 28 %
 of their estimates on v5e). "ideal" is the matrix products alone at the chip's
@@ -52,7 +53,7 @@ class Case(NamedTuple):
   """What one process compiles.
 
   name: of the contestant.
-  model: whether arrays are [B T N H], not [B N T H].
+  model: whether arrays are [B T N*H], not [B N T H].
   tiles: of ours, (forward, backward) as fields of `tiles.Whole` or `Flash`, or
     None for what it would take.
   """
@@ -80,7 +81,7 @@ def chosen(case: Case) -> Any:
     if len(first) == 2:
       return tiles.Flash(*first)
     back = tiles.Whole(*rest[0]) if rest else None
-    return tiles.Whole(*first[:6], backward=back)
+    return tiles.Whole(*first, backward=back)
   shape = case.shape
   keys = (shape.batch, shape.keys, shape.kv_heads, shape.head_dim)
   return tpu.choose(
@@ -102,10 +103,12 @@ def compile_one(case: Case) -> None:
   sizes = (shape.queries, shape.heads), (shape.keys, shape.kv_heads)
   q, k = (
     jax.ShapeDtypeStruct(
-      (shape.batch, *(size if case.model else size[::-1]), shape.head_dim),
+      (shape.batch, length, heads * shape.head_dim)
+      if case.model
+      else (shape.batch, heads, length, shape.head_dim),
       jnp.bfloat16,
     )
-    for size in sizes
+    for length, heads in sizes
   )
   tiles = None
   if case.name == "ours":
@@ -116,7 +119,11 @@ def compile_one(case: Case) -> None:
   def f(q, k, v):
     if not case.model:
       return inner(q, k, v)
-    return inner(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
+    split = (
+      x.reshape(*x.shape[:2], -1, shape.head_dim).swapaxes(1, 2)
+      for x in (q, k, v)
+    )
+    return inner(*split).swapaxes(1, 2).reshape(q.shape)
 
   def both(q, k, v, g):
     out, back = jax.vjp(f, q, k, v)

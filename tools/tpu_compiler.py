@@ -53,7 +53,10 @@ ENVIRONMENT = dict(
 
 
 def compile_for(chip: str, program: Any, arguments: Sequence[Any]) -> None:
-  """Compiles a function of arrays of 4 axes for a chip that is not there."""
+  """Compiles a function for a chip that is not there.
+
+  Its arguments and results all have as many axes as the first argument.
+  """
   import jax
   import numpy as np
   from jax.experimental import topologies
@@ -65,7 +68,8 @@ def compile_for(chip: str, program: Any, arguments: Sequence[Any]) -> None:
   ).devices[0]
   mesh = Mesh(np.array([device]), ("x",))
   # Else XLA would choose other layouts for the arguments, and copy.
-  place = Format(Layout((0, 1, 2, 3)), NamedSharding(mesh, PartitionSpec()))
+  order = tuple(range(arguments[0].ndim))
+  place = Format(Layout(order), NamedSharding(mesh, PartitionSpec()))
   with jax.set_mesh(mesh):
     jax.jit(program, in_shardings=place, out_shardings=place).lower(
       *arguments

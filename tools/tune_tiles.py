@@ -59,10 +59,10 @@ def candidates(shape: Shape) -> list[Whole | Flash]:
   groups = shape.heads // shape.kv_heads
   found = []
   side_by_side = (1, 2, 4, 8, 12, 16)
-  for keys, unroll, n in itertools.product((1, 0), side_by_side, rows):
+  for unroll, n in itertools.product(side_by_side, rows):
     if shape.heads % unroll == 0 and unroll * n * longest <= 2**22:
       many = max(1, unroll // groups)
-      found.append(Whole(1, many, min(unroll, groups), n, unroll, keys))
+      found.append(Whole(1, many, min(unroll, groups), n, unroll))
   return found
 
 
@@ -70,7 +70,7 @@ def measure(chip: str, shape: Shape, tried: Whole | Flash) -> Try | str:
   """Estimates a candidate, forward and backward; or says why it cannot."""
   if isinstance(tried, Whole):
     fields = [tried.batch, tried.kv_heads, tried.groups]
-    fields += [tried.rows, tried.unroll, tried.keys]
+    fields += [tried.rows, tried.unroll]
   else:
     fields = [tried.block_q, tried.block_k]
   case = Case(chip, "ours", shape, True, tiles=[fields])

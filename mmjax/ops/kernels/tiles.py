@@ -16,8 +16,6 @@ class Whole:
   rows: queries a chunk at most, a multiple of 128 (or all).
   unroll: heads whose code is laid side by side, so that the products of one
     run beside the softmax of the next.
-  keys: the axis of the keys in a tile of scores of the forward pass: 1, along
-    the lanes, or 0, along the sublanes. Backward they are along the sublanes.
   backward: tiles of the backward pass; None takes these.
   """
 
@@ -26,7 +24,6 @@ class Whole:
   groups: int
   rows: int
   unroll: int = 1
-  keys: int = 1
   backward: "Whole | None" = None
 
 
@@ -77,72 +74,72 @@ CHIPS = {  # names of devices in JAX
 
 LONGEST = 1536  # what the whole-sequence kernel takes
 _VMEM = 24 * 2**20  # bytes a program of it plans with, half of what it may take
-_LANES = 128
+LANES = 128  # of a register
 
 # Written by tools/tune_tiles.py from here
 TABLE: dict[Key, Entry] = {
   Key("tpu7x", "whole", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12, 1),
+    Whole(1, 12, 1, 256, 12),
     "static, libtpu 0.0.42.1: 154 bundles a head of vit",
   ),
   Key("tpu7x", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12, 1),
+    Whole(1, 12, 1, 256, 12),
     "static, libtpu 0.0.42.1: 369 bundles a head of vit",
   ),
   Key("v5e", "whole", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12, 1),
+    Whole(1, 12, 1, 256, 12),
     "static, libtpu 0.0.42.1: 246 bundles a head of vit",
   ),
   Key("v5e", "whole", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16, 0),
+    Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 411 bundles a head of clip",
   ),
   Key("v5e", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12, 1),
+    Whole(1, 12, 1, 256, 12),
     "static, libtpu 0.0.42.1: 534 bundles a head of vit",
   ),
   Key("v5e", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16, 1),
+    Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 1038 bundles a head of clip",
   ),
   Key("v5p", "whole", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12, 1),
+    Whole(1, 12, 1, 256, 12),
     "static, libtpu 0.0.42.1: 252 bundles a head of vit",
   ),
   Key("v5p", "whole", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16, 0),
+    Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 416 bundles a head of clip",
   ),
   Key("v5p", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12, 1),
+    Whole(1, 12, 1, 256, 12),
     "static, libtpu 0.0.42.1: 540 bundles a head of vit",
   ),
   Key("v5p", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16, 1),
+    Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 1044 bundles a head of clip",
   ),
   Key("v6e", "whole", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12, 1),
+    Whole(1, 12, 1, 256, 12),
     "static, libtpu 0.0.42.1: 240 cycles a head of vit",
   ),
   Key("v6e", "whole", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16, 1),
+    Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 399 cycles a head of clip",
   ),
   Key("v6e", "whole", 1024, 72, "none", "bfloat16"): Entry(
-    Whole(1, 2, 1, 384, 2, 1),
+    Whole(1, 2, 1, 384, 2),
     "static, libtpu 0.0.42.1: 2120 cycles a head of so400m",
   ),
   Key("v6e", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12, 1),
+    Whole(1, 12, 1, 256, 12),
     "static, libtpu 0.0.42.1: 492 cycles a head of vit",
   ),
   Key("v6e", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16, 1),
+    Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 933 cycles a head of clip",
   ),
   Key("v6e", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
-    Whole(1, 1, 1, 1024, 1, 1),
+    Whole(1, 1, 1, 1024, 1),
     "static, libtpu 0.0.42.1: 4062 cycles a head of so400m",
   ),
 }
@@ -178,6 +175,7 @@ def whole(
   itemsize: int,
   bias: tuple[int, ...] | None,
   key: Key,
+  packed: bool = False,
 ) -> Whole | None:
   """Returns tiles for `tpu_whole`, or None where a head does not fit.
 
@@ -188,6 +186,7 @@ def whole(
     itemsize: bytes of an element of q.
     bias: its shape [B|1 N|1 T|1 S|1], or None.
     key: for the table, of any of its kernels.
+    packed: whether arrays are [B T N*H], so that heads share tiles of lanes.
   """
   B, K, G = heads
   T, S = lengths
@@ -203,16 +202,18 @@ def whole(
     chunk_rows = min(wish.rows, T)
 
     def lanes(n: int) -> int:
-      return -(-n // _LANES) * _LANES
+      return -(-n // LANES) * LANES
 
     # Backward, which is larger: p, dp, ds in float32 and in the inputs' dtype.
     chunk = min(chunk_rows, T) * lanes(S) * (12 + 2 * itemsize)
-    per_query = 2 * T * (2 * lanes(widths[0]) + lanes(widths[1])) * itemsize
-    per_key = 4 * S * (lanes(widths[0]) + lanes(widths[1])) * itemsize
-    sums = 4 * S * (lanes(widths[0]) + lanes(widths[1]))
+    wide = [w if packed else lanes(w) for w in widths]
+    # Blocks come twice: q, its gradient and sums; the output and its gradient.
+    per_query = 2 * T * ((2 * wide[0] + 2 * wide[1]) * itemsize + 8 * 4)
+    per_key = 4 * S * (wide[0] + wide[1]) * itemsize
+    sums = 4 * lanes(S) * (widths[0] + widths[1])
     if bias is not None:
       per_query += 4 * lanes(bias[2]) * lanes(bias[3]) * 4
-    left = _VMEM - chunk - sums
+    left = _VMEM - chunk - sums * min(wish.unroll, K)
     if left < per_query + per_key:
       return None
 
@@ -225,13 +226,24 @@ def whole(
     group = G if bias is not None else fit(G, per_query + per_key // G, 8)
     head = G * per_query + per_key
     kv_heads = batch = 1
-    if group == G:
-      most = max(1, wish.batch * wish.kv_heads * wish.groups // G)
+    most = max(1, wish.batch * wish.kv_heads * wish.groups // G)
+    if packed:
+      # Tiles of lanes lie side by side, so that which is known; loops are over
+      # rows.
+      share = max(1, LANES // widths[0])
+      if left < share * head:
+        return None
+      side = max(1, min(most, wish.unroll) // share)
+      kv_heads = share * fit(K // share, share * head, side)
+      batch = fit(B, head * kv_heads, max(1, most // kv_heads))
+    elif group == G:
       kv_heads = fit(K, head, most)
       batch = fit(B, head * K, max(1, most // K)) if kv_heads == K else 1
     count = batch * kv_heads * group
     unroll = max(m for m in range(1, wish.unroll + 1) if count % m == 0)
-    return Whole(batch, kv_heads, group, chunk_rows, unroll, wish.keys)
+    if packed:
+      unroll = max(unroll, kv_heads)
+    return Whole(batch, kv_heads, group, chunk_rows, unroll)
 
   forward, backward = one("whole"), one("whole_backward")
   if forward is None or backward is None:
@@ -249,7 +261,4 @@ def _wish(T: int, S: int) -> Whole:
   unroll = next((n for length, n in most if longest <= length), 2)
   # Work enough for a program, dozens of heads of 20, in whole rounds.
   rounds = min(32, 4 * 256 * 256 // (T * S)) // unroll
-  # Keys along the sublanes are cheap to sum over, but results must be turned:
-  # by the simulator for v6e that pays, or costs nothing, above 768 tokens.
-  keys = 1 if rows == T else 0
-  return Whole(1, unroll * max(rounds, 1), 1, rows, unroll, keys)
+  return Whole(1, unroll * max(rounds, 1), 1, rows, unroll)

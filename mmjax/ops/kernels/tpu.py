@@ -17,9 +17,11 @@ from mmjax.ops.kernels import (
   tpu_scores,
   tpu_steps,
   tpu_whole,
+  tpu_whole_backward,
 )
 from mmjax.ops.kernels.tiles import (
   CHIPS,
+  LANES,
   LONGEST,
   Flash,
   Key,
@@ -124,7 +126,6 @@ def choose(
   """
   B, T, N, H = q_shape
   S, K = k_shape[1:3]
-  mask = _by_lines(mask, T, S, bias_shape is not None) or mask
   name = jnp.dtype(dtype).name
   kind = "none" if mask is None or isinstance(mask, masks.Full) else "static"
   if kind == "static" and jax.tree.leaves(mask):
@@ -137,11 +138,26 @@ def choose(
       np.dtype(jnp.dtype(dtype)).itemsize,
       None if bias_shape is None else tuple(bias_shape),
       Key(chip, "whole", bucket(S), H, kind, name),
+      packs(q_shape, k_shape, v_shape),
     )
     if found is not None:
       return found
+  mask = _by_lines(mask, T, S, bias_shape is not None) or mask
   size = _block(mask, T, S, chip) if kind == "static" else None
   return flash(Key(chip, "flash", bucket(S), H, kind, name), size)
+
+
+def packs(
+  q_shape: Sequence[int], k_shape: Sequence[int], v_shape: Sequence[int]
+) -> bool:
+  """Says whether the whole-sequence kernel takes arrays as [B T N*H].
+
+  Where heads fill tiles of lanes evenly and each has keys of its own: nothing
+  need then be laid with heads first, and 64 lanes are not padded to 128.
+  """
+  _, _, N, H = q_shape
+  even = H % LANES == 0 or (LANES % H == 0 and H >= 16 and N * H % LANES == 0)
+  return even and k_shape[2] == N and v_shape[3] == H
 
 
 def _by_lines(
@@ -201,7 +217,7 @@ def attend(
   Raises:
     InputError: what `refuses` refuses.
   """
-  _B, T, N, _H = q_BTNH.shape
+  _B, T, N, H = q_BTNH.shape
   shapes = (q_BTNH.shape, k_BSKH.shape, v_BSKH.shape)
   shape: Any = None if bias is None else (1, N, T, k_BSKH.shape[1])
   if bias is not None and not isinstance(bias, Bias):
@@ -220,7 +236,12 @@ def attend(
     raise errors.InputError(f"attention impl = 'tpu': {why}; take 'xla'.")
   if isinstance(mask, masks.Full):
     mask = None
+  packed = packs(*shapes)
   lines = _by_lines(mask, T, k_BSKH.shape[1], bias is not None)
+  if isinstance(tiles, Whole) and lines is not None:
+    # It lays tokens in its registers, where these fill them.
+    whole = (lines.text | lines.rows | lines.columns) % 16 == 0
+    lines = lines if packed and whole and H <= LANES else None
   mask = lines or mask
   band = False
   if isinstance(bias, Bias):
@@ -238,12 +259,11 @@ def attend(
   seeds = None
   if dropout_seeds is not None and dropout_rate > 0.0:
     seeds = jax.lax.bitcast_convert_type(dropout_seeds, jnp.int32)
-  q = q_BTNH.swapaxes(1, 2)
-  k, v = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-  if lines is not None:
-    q, k, v = (lines.lay(x, 2) for x in (q, k, v))
-  out = _run(rule, tiles, interpret, (q, k, v, bias, leaves, seeds))
-  return (out if lines is None else lines.lay(out, 2, True)).swapaxes(1, 2)
+  run = _flash
+  if isinstance(tiles, Whole):
+    run = _packed if packed else _apart
+  qkv = q_BTNH, k_BSKH, v_BSKH
+  return run(rule, tiles, interpret, qkv, bias, leaves, seeds)
 
 
 def reads_table(bias: Bias, length_q: int, length_k: int) -> bool:
@@ -279,23 +299,45 @@ def _rule(
   )
 
 
-def _run(
-  rule: tpu_scores.Rule, tiles: Whole | Flash, interpret: Any, args: Any
-) -> jax.Array:
-  """Calls the kernel that tiles are of; arguments and result are [B N T H]."""
-  if isinstance(tiles, Flash):
-    return tpu_flash_backward.attend(
-      tpu_flash.Plan(rule, tiles, interpret), *args
-    )
-  q, k, v, bias, leaves, seeds = args
+def _flash(rule, tiles, interpret, qkv, bias, *rest) -> jax.Array:
+  """Calls the flash kernel, of [B N T H]."""
+  plan = tpu_flash.Plan(rule, tiles, interpret)
+  heads_first = [x.swapaxes(1, 2) for x in qkv]
+  lines = rule.spec() if rule.laid else None
+  if lines is not None:
+    heads_first = [lines.lay(x, 2) for x in heads_first]
+  out: Any = tpu_flash_backward.attend(plan, *heads_first, bias, *rest)
+  out = out if lines is None else lines.lay(out, 2, True)
+  return out.swapaxes(1, 2)
+
+
+def _apart(rule, tiles, interpret, qkv, bias, *rest) -> jax.Array:
+  """Calls the whole-sequence kernel, of heads first."""
+  plan = tpu_whole.Plan(rule, tiles, interpret)
+  q, k, v = (x.swapaxes(1, 2) for x in qkv)
   (B, N, T, H), K = q.shape, k.shape[1]
-  if bias is not None:
-    heads = (1, 1) if bias.shape[1] == 1 else (K, N // K)
-    bias = bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
   q = q.reshape(B, K, N // K, T, H)
-  program = tpu_whole.Plan(rule, tiles, interpret)
-  out: Any = tpu_whole.attend(program, q, k, v, bias, leaves, seeds)
-  return out.reshape(B, N, T, -1)
+  bias = _grouped(bias, N, K)
+  out: Any = tpu_whole_backward.attend(plan, q, k, v, bias, *rest)
+  return out.reshape(B, N, T, -1).swapaxes(1, 2)
+
+
+def _packed(rule, tiles, interpret, qkv, bias, *rest) -> jax.Array:
+  """Calls the whole-sequence kernel, of arrays as projections leave them."""
+  shape = qkv[0].shape
+  plan = tpu_whole.Plan(rule, tiles, interpret, shape[-1])
+  flat = (x.reshape(*x.shape[:2], -1) for x in qkv)
+  bias = _grouped(bias, shape[2], shape[2])
+  out: Any = tpu_whole_backward.attend(plan, *flat, bias, *rest)
+  return out.reshape(shape)
+
+
+def _grouped(bias: jax.Array | None, N: int, K: int) -> jax.Array | None:
+  """Returns a bias as [B|1 K|1 G|1 T|1 S|1]."""
+  if bias is None:
+    return None
+  heads = (1, 1) if bias.shape[1] == 1 else (K, N // K)
+  return bias.reshape(bias.shape[0], *heads, *bias.shape[2:])
 
 
 def _leaves(mask: masks.Mask | None) -> tuple[jax.Array, ...]:

@@ -36,20 +36,26 @@ Chunk = tuple[int, int, tuple[Run, ...]]  # queries [first, stop) and their keys
 _GRAIN = 128  # queries, and keys where lanes are, a block of the map of runs
 _FINE = 32  # keys, where no array but k and v is cut by them
 _RUNS = 4  # of a chunk, at most
-# What a score costs in a chunk of at most so many queries: by the simulator, a
-# causal mask of 1280 tokens on v6e, where few queries wait long for a product.
-_COSTS = ((128, 1.54), (256, 1.24), (384, 1.1), (math.inf, 1.0))
+# What a score costs in a chunk of at most so many queries, forward and backward:
+# by the simulator, a causal mask of 1280 tokens on v6e, four heads side by side.
+_COSTS = (
+  ((128, 1.57), (256, 1.21), (384, 1.06), (math.inf, 1.0)),
+  ((128, 1.17), (256, 1.0), (384, 1.04), (math.inf, 1.05)),
+)
 _ALONE = 1e9  # for a chunk of one query, which would not use the MXU
 
 
 @functools.lru_cache(maxsize=256)
-def chunks(rule: tile.Rule, T: int, S: int, rows: int) -> tuple[Chunk, ...]:
+def chunks(
+  rule: tile.Rule, T: int, S: int, rows: int, backward: bool = False
+) -> tuple[Chunk, ...]:
   """Cuts T queries into chunks of least cost, with the keys each must look at.
 
   Args:
     rule: of the call; its mask decides.
     T, S: lengths.
     rows: queries a chunk, at most.
+    backward: of which pass.
   """
   fine = not rule.biased and "k" not in rule.axes
   grain = _FINE if fine else _GRAIN
@@ -65,7 +71,7 @@ def chunks(rule: tile.Rule, T: int, S: int, rows: int) -> tuple[Chunk, ...]:
       if fine and stop == j * _GRAIN:
         runs = _slide(kinds[i:j], S)
       chunk = (start, stop, runs or _runs(_all(kinds[i:j]), S, grain))
-      each = next(x for n, x in _COSTS if stop - start <= n)
+      each = next(x for n, x in _COSTS[backward] if stop - start <= n)
       alone = _ALONE if stop - start == 1 else 0.0
       found.append((each * pairs([chunk]) + alone + costs[j][0], chunk))
     costs[i] = min(found, key=lambda x: x[0])

@@ -271,7 +271,8 @@ class Tile:
 
   def scores(self, q, k, partial: bool):
     """Computes (scores, slope of the soft-cap)."""
-    s, slope = tile.scores(self.rule, q, k, self.bias(), self.keys)
+    a, b = (q, k) if self.keys == 1 else (k, q)
+    s, slope = tile.scores(self.rule, tile.dot(a, b, 1, 1), self.bias())
     allowed = self.allowed() if partial else None
     return (s if allowed is None else tile.hide(s, allowed)), slope
 

@@ -99,22 +99,19 @@ def dot(
 
 
 def scores(
-  rule: Rule, q: jax.Array, k: jax.Array, bias: jax.Array | None, keys: int
+  rule: Rule, raw: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
   """Computes a tile of scores, in units of `power`.
 
   Args:
     rule: of the call.
-    q: [q H].
-    k: [k H].
+    raw: products of queries and keys, float32 [q k] or [k q].
     bias: broadcasts to the tile, or None.
-    keys: the axis of the keys.
 
   Returns:
-    (scores, slope): float32 [q k] or [k q], and the derivative of the soft-cap
-    there, None without one.
+    (scores, slope): float32, and the derivative of the soft-cap there, None
+    without one.
   """
-  raw = dot(q, k, 1, 1) if keys == 1 else dot(k, q, 1, 1)
   if rule.plain:
     return raw * (rule.scale * _LOG2E), None
   s, slope = raw * rule.scale, None

@@ -8,15 +8,22 @@ when the kernel is compiled, so that nothing is looked up. Where keys move on
 with the queries, as the window of a local mask does, a chunk has a run of them
 for each 128 queries, all in one tile.
 
-Backward is one kernel that computes the weights again: what is kept of the
-forward pass is q, k and v alone.
+Scores lie with their keys along the sublanes, and weights are what the MXU
+holds while the few rows of a head's values, turned, go through it: a head of 64
+is 64 rows to push where the queries would be hundreds.
+
+Arrays come either with heads first, or as a model's projection leaves them,
+[B T N*H]: heads narrower than a register then share its lanes, several to a
+`tile`, and nothing is laid anew or padded. A head's scores are products of
+whole registers in which the queries of the others are zero.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +31,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from mmjax.ops.kernels import tpu_scores as tile
-from mmjax.ops.kernels.tiles import Whole
+from mmjax.ops.kernels.tiles import LANES, Whole
 from mmjax.ops.kernels.tpu_chunks import Chunk, Run, chunks, pairs, pieces
 
 VMEM = 48 * 2**20  # bytes a program may take; tpu7x and v5p have 64 MiB
@@ -32,68 +39,47 @@ VMEM = 48 * 2**20  # bytes a program may take; tpu7x and v5p have 64 MiB
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """All that is static of a call; hashable."""
+  """All that is static of a call; hashable.
+
+  width: of a head where arrays are [B T N*H]; 0 where heads come first.
+  """
 
   rule: tile.Rule
   tiles: Whole
   interpret: Any
+  width: int = 0
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(
-  plan: Plan,
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  bias: jax.Array | None,
-  leaves: tuple[jax.Array, ...],
-  seeds: jax.Array | None,
-) -> jax.Array:
-  """Computes attention of short sequences.
+class Call:
+  """Blocks of rows, key heads and their queries, and the order of programs.
 
-  Args:
-    plan: what is static.
-    q: [B K G T H], G query heads of K key heads.
-    k: [B K S H].
-    v: [B K S H'].
-    bias: [B|1 K|1 G|1 T|1 S|1] or None.
-    leaves: of the mask, int32; [B], [B 1 T] or [B 1 S].
-    seeds: of dropout, int32 [B N] or None.
-
-  Returns:
-    [B K G T H'].
+  q: [B K G T H], G query heads of K key heads, or [B T N*H]; k: [B K S H]; v:
+  [B K S H']; bias: [B|1 K|1 G|1 S|1 T|1] or None; leaves of the mask: int32
+  [B], [B 1 T] or [B 1 S]; seeds: of dropout, int32 [B N] or None.
   """
-  return _forward(plan, (q, k, v, bias, leaves, seeds))
-
-
-def _keep(plan, q, k, v, bias, leaves, seeds):
-  args = (q, k, v, bias, leaves, seeds)
-  return _forward(plan, args), args
-
-
-def _pull(plan, kept, d_out):
-  d_q, d_k, d_v, d_bias = _backward(plan, kept, d_out)
-  return d_q, d_k, d_v, d_bias, tuple(None for _ in kept[4]), None
-
-
-attend.defvjp(_keep, _pull)
-
-
-class _Call:
-  """Blocks of rows, key heads and their queries, and the order of programs."""
 
   def __init__(self, plan: Plan, args: Sequence[Any], backward: bool):
     q, k, v, bias, leaves, seeds = args
-    B, K, G, T, _ = q.shape
+    self.packed = plan.width > 0
+    if self.packed:
+      (B, self.T, wide), self.S = q.shape, k.shape[1]
+      K, G = wide // plan.width, 1
+      self.widths = (plan.width, plan.width)
+    else:
+      B, K, G, self.T, H = q.shape
+      self.S, self.widths = k.shape[2], (H, v.shape[-1])
     tiles = plan.tiles
     if backward and tiles.backward is not None:
       tiles = tiles.backward
     self.plan, self.backward, self.tiles = plan, backward, tiles
-    self.groups = K * G
-    self.chunks = chunks(plan.rule, T, k.shape[2], tiles.rows)
+    self.lines: Any = plan.rule.spec() if plan.rule.laid else None
+    self.heads = (B, K, G)
+    # Heads that share a tile of lanes.
+    self.share = max(1, LANES // plan.width) if self.packed else 1
+    self.chunks = chunks(plan.rule, self.T, self.S, tiles.rows, backward)
     self.block = (tiles.batch, tiles.kv_heads, tiles.groups)
     self.counts = tuple(
-      n // m for n, m in zip((B, K, G), self.block, strict=True)
+      n // m for n, m in zip(self.heads, self.block, strict=True)
     )
     # What is summed over comes last, so that its block stays in place.
     self.order = [0, 1, 2]
@@ -107,10 +93,19 @@ class _Call:
     if seeds is not None:
       self.scalars.append(seeds.reshape(-1))
     self.inputs = [q, k, v, *([] if bias is None else [bias]), *self.vectors]
-    self.specs = [self.spec(x.shape, n) for x, n in ((q, 3), (k, 2), (v, 2))]
+    self.specs = [self.of_heads(q, 3), self.of_heads(k, 2), self.of_heads(v, 2)]
     if bias is not None:
       self.specs.append(self.spec(bias.shape, 3))
     self.specs += [self.spec(x.shape, 1) for x in self.vectors]
+
+  def of_heads(self, x: Any, blocked: int) -> pl.BlockSpec:
+    """Blocks q, k, v or what has their shape; `blocked` of its first axes."""
+    if not self.packed:
+      return self.spec(x.shape, blocked)
+    size = (self.block[0], x.shape[1], self.block[1] * self.plan.width)
+    return pl.BlockSpec(
+      size, lambda *programs: (self.at(programs)[0], 0, self.at(programs)[1])
+    )
 
   def spec(self, shape: Sequence[int], blocked: int) -> pl.BlockSpec:
     """Blocks the first axes of an array by (b, k, g); the rest is whole."""
@@ -118,16 +113,20 @@ class _Call:
     rest = tuple(shape[blocked:])
 
     def index(*programs):
-      place = dict(zip(self.order, programs[:3], strict=True))
+      place = self.at(programs)
       first = [0 if alike[axis] else place[axis] for axis in range(blocked)]
       return (*first, *(0 for _ in rest))
 
     lead = [1 if alike[axis] else self.block[axis] for axis in range(blocked)]
     return pl.BlockSpec((*lead, *rest), index)
 
+  def at(self, programs: Sequence[Any]) -> dict[int, Any]:
+    """Returns which blocks (b, k, g) indices of the grid stand for."""
+    return dict(zip(self.order, programs[:3], strict=True))
+
   def program(self) -> tuple[Any, Any, Any]:
     """Returns which blocks (b, k, g) this program has; within a kernel."""
-    at = {axis: pl.program_id(i) for i, axis in enumerate(self.order)}
+    at = self.at([pl.program_id(i) for i in range(3)])
     return at[0], at[1], at[2]
 
   def first(self, axes: Sequence[int]) -> Any:
@@ -136,30 +135,53 @@ class _Call:
     found = [at[axis] == 0 for axis in axes if self.counts[axis] > 1]
     return functools.reduce(jnp.logical_and, found) if found else True
 
-  def run(self, kernel, name, inputs, specs, outs, scratch):
-    """Calls the kernel for all programs."""
-    q, v = self.inputs[0], self.inputs[2]
-    heads = q.shape[0] * self.groups
-    scores = heads * pairs(self.chunks)
-    widths = q.shape[-1] + v.shape[-1]
-    products = (3 * q.shape[-1] + 2 * v.shape[-1]) if self.backward else widths
-    moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*inputs, *outs))
+  def run(self, kernel, name, extra, outs, scratch):
+    """Calls the kernel for all programs.
+
+    Args:
+      kernel: called with this and lists of refs: scalars, inputs, extra, outs
+        and scratch.
+      name: of the kernel.
+      extra: pairs of arrays and specs, after the inputs.
+      outs: pairs of shapes and specs.
+      scratch: shapes of scratch memory.
+    """
+    counts = [len(x) for x in (self.scalars, self.inputs, extra, outs, scratch)]
+    ends = list(itertools.accumulate(counts))
+
+    def body(*refs):
+      parts = zip([0, *ends[:-1]], ends, strict=True)
+      kernel(self, *([*refs[a:b]] for a, b in parts))
+
+    scores = math.prod(self.heads) * pairs(self.chunks)
+    H, other = self.widths
+    products = 3 * H + 2 * other if self.backward else H + other
+    inputs = [*self.inputs, *(x for x, _ in extra)]
+    outs = list(outs)
+    arrays = [*inputs, *(x for x, _ in outs)]
+    if self.packed and self.counts[1] > 1 and not self.plan.interpret:
+      # What XLA puts in vector memory by itself is cut into blocks by loads and
+      # stores; from HBM the copy engine brings some of the lanes as they are.
+      inputs = [pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in inputs]
+      outs = [(pltpu.HBM(x.shape, x.dtype), spec) for x, spec in outs]
     return pl.pallas_call(
-      functools.partial(kernel, self),
+      body,
       grid_spec=pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=len(self.scalars),
         grid=tuple(self.counts[axis] for axis in self.order),
-        in_specs=[*self.specs, *specs],
-        out_specs=[self.spec(x.shape, x.ndim - 2) for x in outs],
+        in_specs=[*self.specs, *(s for _, s in extra)],
+        out_specs=[s for _, s in outs],
         scratch_shapes=scratch,
       ),
-      out_shape=outs,
+      out_shape=[x for x, _ in outs],
       name=name,
       interpret=self.plan.interpret,
       cost_estimate=pl.CostEstimate(
         flops=2 * scores * products,
         transcendentals=scores,
-        bytes_accessed=moved,
+        bytes_accessed=sum(
+          math.prod(x.shape) * x.dtype.itemsize for x in arrays
+        ),
       ),
       compiler_params=pltpu.CompilerParams(
         dimension_semantics=tuple(
@@ -171,54 +193,177 @@ class _Call:
     )(*self.scalars, *inputs)
 
 
-class _Head:
-  """Reads what a query head of a program needs, within a kernel."""
+class Unit(NamedTuple):
+  """A chunk of the queries of one head, within a kernel.
 
-  def __init__(self, call: _Call, scalars, refs, keys: int):
-    self.call, self.rule, self.keys = call, call.plan.rule, keys
+  b, tile, g: row, tile of key heads and query head of each, of the program's.
+  head: which of the tile's.
+  chunk: of the queries.
+  slot: of the tiles side by side.
+  memo: what was computed of the tile for all of its heads.
+  """
+
+  b: Any
+  tile: Any
+  g: Any
+  head: int
+  chunk: Chunk
+  slot: int
+  memo: dict[Any, Any]
+
+  @property
+  def span(self) -> slice:
+    """The chunk's queries."""
+    return slice(*self.chunk[:2])
+
+
+class Heads:
+  """Reads what the heads of a program need, within a kernel."""
+
+  def __init__(
+    self,
+    call: Call,
+    scalars: Sequence[Any],
+    refs: Sequence[Any],
+    laid: Sequence[Any],
+    kept: Sequence[Any],
+  ):
+    """Args: refs of scalars and inputs; what is laid line by line, and where."""
+    self.call, self.rule = call, call.plan.rule
     self.q, self.k, self.v = refs[:3]
     biased = self.rule.biased
     self.bias: Any = refs[3] if biased else None
     self.scalars, self.vectors = scalars, refs[3 + biased :]
     self.program = call.program()
+    self.laid: dict[int, Any] = {}
+    if call.lines is not None:
+      self.laid = dict(zip(map(id, laid), kept, strict=True))
 
-  def tile_bias(self, b, k, g, chunk: Chunk, run: Run):
-    """Loads the bias of a tile, or None."""
+  def key_head(self, unit: Unit) -> Any:
+    """Returns which of the program's key heads a unit is of."""
+    return unit.tile * self.call.share + unit.head
+
+  def lay(self, refs: Sequence[Any], unit: Unit) -> None:
+    """Lays tokens of a tile line by line, if lines are laid."""
+    for ref in refs if self.laid else ():
+      kept = self.laid[id(ref)]
+      x = ref[self.place(unit, slice(None), False)]
+      kept[unit.slot] = self._swapped(x, False).astype(kept.dtype)
+
+  def lay_back(self, ref: Any, unit: Unit) -> None:
+    """Writes what was kept of a tile in raster order, if lines are laid."""
+    if self.laid:
+      x = self._swapped(self.laid[id(ref)][unit.slot], True)
+      ref[self.place(unit, slice(None), False)] = x.astype(ref.dtype)
+
+  def _swapped(self, x: jax.Array, back: bool) -> jax.Array:
+    """Returns tokens [T lanes] line by line, or back, in float32.
+
+    In registers: before and after the kernel, in HBM, the way costs more than
+    the mask saves. Only numbers of 32 bits can be laid so.
+    """
+    lines: Any = self.call.lines
+    sides = (lines.rows, lines.columns) if back else (lines.columns, lines.rows)
+    x = x.astype(jnp.float32)
+    image = x[lines.text :].reshape(*sides, -1).swapaxes(0, 1)
+    return jnp.concatenate([x[: lines.text], image.reshape(-1, x.shape[1])], 0)
+
+  def view(self, ref, unit: Unit, span: slice, of_keys: bool) -> Any:
+    """Returns the memory and the place of some tokens, line by line if laid."""
+    if id(ref) in self.laid:
+      return self.laid[id(ref)], (unit.slot, span, slice(None))
+    return ref, self.place(unit, span, of_keys)
+
+  def place(self, unit: Unit, span: slice, of_keys: bool) -> tuple[Any, ...]:
+    """Returns where in a block some tokens of a unit's tile are, [n lanes]."""
+    if not self.call.packed:
+      at = (unit.b, unit.tile) if of_keys else (unit.b, unit.tile, unit.g)
+      return (*at, span, slice(None))
+    width = self.call.share * self.call.plan.width
+    if isinstance(unit.tile, int):
+      return unit.b, span, slice(unit.tile * width, (unit.tile + 1) * width)
+    return unit.b, span, pl.ds(pl.multiple_of(unit.tile * width, LANES), width)
+
+  def keys(self, ref, unit: Unit, span: slice) -> jax.Array:
+    """Loads keys, or values, of all heads of the tile, [n lanes]."""
+    kept, at = self.view(ref, unit, span, True)
+    return kept[at]
+
+  def turned(
+    self, ref, unit: Unit, span: slice, of_keys: bool = False
+  ) -> jax.Array:
+    """Loads tokens of the unit's head, turned, [H n]."""
+    name = (id(ref), span.start, span.stop)
+    if name not in unit.memo:
+      kept, at = self.view(ref, unit, span, of_keys)
+      unit.memo[name] = kept[at].T
+    return self._own(unit.memo[name], unit)
+
+  def _own(self, x: jax.Array, unit: Unit) -> jax.Array:
+    if self.call.share == 1:
+      return x
+    H = self.call.plan.width
+    return x[unit.head * H : (unit.head + 1) * H]
+
+  def alone(self, x: jax.Array, unit: Unit) -> jax.Array:
+    """Puts a head's [H n] where it is in its tile, beside zeros, [lanes n]."""
+    share = self.call.share
+    parts = [jnp.zeros_like(x)] * share
+    parts[unit.head] = x
+    return parts[0] if share == 1 else jnp.concatenate(parts, 0)
+
+  def write(self, ref, unit: Unit, span: slice, x: jax.Array) -> None:
+    """Writes queries of a unit's head, [H n], once all of its tile are there."""
+    found = unit.memo.setdefault((id(ref), span.start, span.stop, "out"), [])
+    found.append(x.astype(ref.dtype))
+    if len(found) == self.call.share:
+      kept, at = self.view(ref, unit, span, False)
+      kept[at] = join(found, 0).T
+
+  def write_keys(self, ref, unit: Unit, x: jax.Array) -> None:
+    """Writes all keys of a tile, [lanes S]."""
+    x = self._swapped(x.T, True) if self.laid else x.astype(ref.dtype).T
+    ref[self.place(unit, slice(None), True)] = x.astype(ref.dtype)
+
+  def tile_bias(self, unit: Unit, chunk: Chunk, run: Run):
+    """Loads the bias of a tile of scores, or None."""
     if self.bias is None:
       return None
-    at, queries, keys = self.bias_at(b, k, g, chunk, run)
-    return self.bias[
-      (*at, *((queries, keys) if self.keys else (keys, queries)))
-    ]
+    return self.bias[self.bias_at(unit, chunk, run)]
 
-  def bias_at(self, b, k, g, chunk: Chunk, run: Run):
-    """Returns where in a bias, or its gradient, a tile is."""
+  def bias_at(self, unit: Unit, chunk: Chunk, run: Run) -> tuple[Any, ...]:
+    """Returns where in a bias, or its gradient, a tile of scores is."""
     shape = self.bias.shape
-    at = [0 if n == 1 else i for n, i in zip(shape, (b, k, g), strict=False)]
-    length_q, length_k = shape[3:] if self.keys else shape[:2:-1]
-    queries = slice(0, 1) if length_q == 1 else slice(*chunk[:2])
-    keys = slice(0, 1) if length_k == 1 else slice(*run[:2])
-    return at, queries, keys
+    at = [
+      0 if n == 1 else i
+      for n, i in zip(
+        shape, (unit.b, self.key_head(unit), unit.g), strict=False
+      )
+    ]
+    keys = slice(0, 1) if shape[3] == 1 else slice(*run[:2])
+    queries = slice(0, 1) if shape[4] == 1 else slice(*chunk[:2])
+    return (*at, keys, queries)
 
-  def seen(self, b, chunk: Chunk, run: Run, q, k):
-    """Computes the mask's predicate of a tile."""
+  def seen(self, unit: Unit, chunk: Chunk, run: Run) -> jax.Array:
+    """Computes the mask's predicate of a tile of scores."""
     scalars, vectors = iter(self.scalars), iter(self.vectors)
-    row = self.program[0] * self.call.block[0] + b
+    row = self.program[0] * self.call.block[0] + unit.b
     leaves = []
     for axis in self.rule.axes:
       if axis == "b":
         leaves.append(next(scalars)[row])
       elif axis == "q":
-        part = next(vectors)[b, :, slice(*chunk[:2])]
-        leaves.append(tile.vector(part, 1 - self.keys))
+        part = next(vectors)[unit.b, :, slice(*chunk[:2])]
+        leaves.append(tile.vector(part, 1))
       else:
-        part = next(vectors)[b, :, slice(*run[:2])]
-        leaves.append(tile.vector(part, self.keys))
-    return tile.seen(self.rule, leaves, q, k)
+        part = next(vectors)[unit.b, :, slice(*run[:2])]
+        leaves.append(tile.vector(part, 0))
+    return tile.seen(self.rule, leaves, *self.positions(chunk, run))
 
-  def scores(self, b, k, g, chunk: Chunk):
-    """Computes the masked scores of a chunk, a list of (scores, slope)."""
-    q = self.q[b, k, g, slice(*chunk[:2]), :]
+  def scores(self, unit: Unit) -> list[tuple[jax.Array, jax.Array | None]]:
+    """Computes a unit's masked scores, (scores, slope) [keys queries] a run."""
+    chunk = unit.chunk
+    q = self.alone(self.turned(self.q, unit, unit.span), unit)
     found = []
     for run in chunk[2]:
       parts = []
@@ -226,252 +371,115 @@ class _Head:
         first = chunk[0] + queries.start
         part = first, first + queries.stop - queries.start, ()
         some = Run(keys.start, keys.stop, run.ask)
+        k = self.keys(self.k, unit, keys)
         s, slope = tile.scores(
           self.rule,
-          _cut(q, queries, 0),
-          self.k[b, k, keys, :],
-          self.tile_bias(b, k, g, part, some),
-          self.keys,
+          tile.dot(k, cut(q, queries), 1, 0),
+          self.tile_bias(unit, part, some),
         )
         if run.ask:
-          allowed = self.seen(b, part, some, *self.positions(part, some))
-          s = tile.hide(s, allowed)
+          s = tile.hide(s, self.seen(unit, part, some))
         parts.append((s, slope))
-      s = _join([s for s, _ in parts], 1 - self.keys)
-      slope = None
+      s, slope = join([s for s, _ in parts], 1), None
       if self.rule.softcap is not None:
-        slope = _join([slope for _, slope in parts], 1 - self.keys)
+        slope = join([slope for _, slope in parts], 1)
       found.append((s, slope))
     return found
 
-  def positions(self, chunk: Chunk, run: Run):
-    """Returns the positions of a tile's queries and keys."""
+  def positions(self, chunk: Chunk, run: Run) -> tuple[jax.Array, jax.Array]:
+    """Returns the positions of the queries and keys of a tile of scores."""
     count_q, count_k = chunk[1] - chunk[0], run.stop - run.first
-    q, k = tile.positions(chunk[0], count_q, run.first, count_k, self.keys)
+    q, k = tile.positions(chunk[0], count_q, run.first, count_k, 0)
     if run.step:
       k = k + ((q - chunk[0]) & -run.step)
     return q, k
 
-  def weights(self, parts):
-    """Computes (unscaled weights of each run, inverse of their sum)."""
-    tops = [s.max(self.keys, keepdims=True) for s, _ in parts]
-    top = functools.reduce(jnp.maximum, tops)
-    if self.rule.mask is not None or self.rule.biased:
-      top = jnp.maximum(top, tile.LOWEST)
-    powers = [tile.power(self.rule, s - top) for s, _ in parts]
-    sums = [p.sum(self.keys, keepdims=True) for p in powers]
-    total = functools.reduce(jnp.add, sums)
-    if self.rule.mask is None and not self.rule.biased:
-      return powers, 1.0 / total
-    return powers, tile.inverse(total)
-
-  def seed(self, b, k, g):
-    """Returns the seed of dropout of a head."""
+  def thin(self, x: jax.Array, unit: Unit, run: Run) -> jax.Array:
+    """Applies dropout to a tile of scores."""
+    if self.rule.rate == 0.0:
+      return x
     at = [
       first * size + inner
       for first, size, inner in zip(
-        self.program, self.call.block, (b, k, g), strict=True
+        self.program,
+        self.call.block,
+        (unit.b, self.key_head(unit), unit.g),
+        strict=True,
       )
     ]
-    K, G = (
-      n * m
-      for n, m in zip(self.call.counts[1:], self.call.block[1:], strict=True)
-    )
-    return self.scalars[-1][(at[0] * K + at[1]) * G + at[2]]
+    _, K, G = self.call.heads
+    seed = self.scalars[-1][(at[0] * K + at[1]) * G + at[2]]
+    return tile.thin(self.rule, x, seed, *self.positions(unit.chunk, run))
 
 
-def _forward_kernel(call: _Call, *refs):
-  scalars, refs = refs[: len(call.scalars)], refs[len(call.scalars) :]
-  out_ref = refs[-1]
-  keys = call.tiles.keys
-  head = _Head(call, scalars, refs[:-1], keys)
-  rule = call.plan.rule
-
-  def weights(b, k, g, chunk):
-    if not chunk[2]:
-      return (), 0.0
-    return head.weights(head.scores(b, k, g, chunk))
-
-  def products(b, k, g, chunk, powers, inverse):
-    out: Any = 0.0
-    for run, p in zip(chunk[2], powers, strict=True):
-      if rule.rate > 0.0:
-        where = head.positions(chunk, run)
-        p = tile.thin(rule, p, head.seed(b, k, g), *where)
-      p = p.astype(head.v.dtype)
-      parts = []
-      for queries, seen in pieces(chunk, run):
-        v = head.v[b, k, seen, :]
-        if keys == 1:
-          parts.append(tile.dot(_cut(p, queries, 0), v, 1, 0))
-        else:
-          parts.append(tile.dot(v, _cut(p, queries, 1), 0, 0))
-      out += _join(parts, 1 - keys)
-    start, stop, runs = chunk
-    if not runs:
-      out = jnp.zeros((stop - start, out_ref.shape[-1]), out_ref.dtype)
-    elif keys == 1:
-      out = out * inverse
-    else:
-      out = (out * inverse).T
-    out_ref[b, k, g, start:stop, :] = out.astype(out_ref.dtype)
-
-  _, kv_heads, groups = call.block
-
-  def several(heads):
-    units = []
-    for i in heads:
-      at = i // (kv_heads * groups), i // groups % kv_heads, i % groups
-      units += [(*at, chunk) for chunk in call.chunks]
-    _pipeline(units, weights, products)
-
-  _each(math.prod(call.block), call.tiles.unroll, several)
-
-
-def _backward_kernel(call: _Call, *refs):
-  scalars, refs = refs[: len(call.scalars)], refs[len(call.scalars) :]
-  rule, biased = call.plan.rule, call.plan.rule.biased
-  inputs = len(call.inputs)
-  d_out_ref, dq_ref, dk_ref, dv_ref = refs[inputs : inputs + 4]
-  d_bias_ref: Any = refs[inputs + 4] if biased else None
-  sums = refs[inputs + 4 + biased :]
-  head = _Head(call, scalars, refs[:inputs], keys=0)
-  if biased:
-
-    @pl.when(call.first([axis for axis in range(3) if call.summed[axis]]))
-    def _():
-      d_bias_ref[...] = jnp.zeros(d_bias_ref.shape, d_bias_ref.dtype)
-
-  def of_bias(b, k, g, chunk, run, ds):
-    at, queries, keys = head.bias_at(b, k, g, chunk, run)
-    for axis, n in enumerate(head.bias.shape[3:]):
-      if n == 1:
-        ds = ds.sum(axis, keepdims=True)
-    d_bias_ref[(*at, keys, queries)] += ds
-
-  def weights(b, k, g, chunk):
-    if not chunk[2]:
-      return (), 0.0
-    q, d_out = _rows(head.q, b, k, g, chunk), _rows(d_out_ref, b, k, g, chunk)
-    parts = head.scores(b, k, g, chunk)
-    powers, inverse = head.weights(parts)
-    found, shift = [], 0.0
-    for run, power, (_, slope) in zip(chunk[2], powers, parts, strict=True):
-      p = power * inverse
-      dp = _join(
-        [
-          tile.dot(head.v[b, k, keys, :], _cut(d_out, queries, 0), 1, 1)
-          for queries, keys in pieces(chunk, run)
-        ],
-        1,
-      )
-      kept = p
-      if rule.rate > 0.0:
-        where = head.positions(chunk, run)
-        kept = tile.thin(rule, p, head.seed(b, k, g), *where)
-        dp = tile.thin(rule, dp, head.seed(b, k, g), *where)
-      shift += (p * dp).sum(0, keepdims=True)
-      found.append((p, kept.astype(q.dtype), dp, slope))
-    return found, shift
-
-  def products(b, k, g, chunk, found, shift):
-    q, d_out = _rows(head.q, b, k, g, chunk), _rows(d_out_ref, b, k, g, chunk)
-    dq: Any = 0.0
-    for run, (p, kept, dp, slope) in zip(chunk[2], found, strict=True):
-      ds = p * (dp - shift)
-      if biased:
-        of_bias(b, k, g, chunk, run, ds)
-      if slope is not None:
-        ds = ds * slope
-      ds = (ds * rule.scale).astype(q.dtype)
-      parts = []
-      for queries, keys in pieces(chunk, run):
-        some = _cut(ds, queries, 1)
-        d_v = tile.dot(_cut(kept, queries, 1), _cut(d_out, queries, 0), 1, 0)
-        _add(dv_ref, sums, 1, b, k, keys, d_v)
-        d_k = tile.dot(some, _cut(q, queries, 0), 1, 0)
-        _add(dk_ref, sums, 0, b, k, keys, d_k)
-        parts.append(tile.dot(some, head.k[b, k, keys, :], 0, 0))
-      dq += _join(parts, 0)
-    start, stop, runs = chunk
-    if not runs:
-      dq = jnp.zeros((stop - start, dq_ref.shape[-1]), dq_ref.dtype)
-    dq_ref[b, k, g, start:stop, :] = dq.astype(dq_ref.dtype)
-
-  def several(heads):
-    units = [(*at, chunk) for at in heads for chunk in call.chunks]
-    _pipeline(units, weights, products)
-
-  rows, kv_heads, groups = call.block
-  unroll = call.tiles.unroll
-
-  if not sums:  # a query head is alone with its key head, in one tile
-    _each(
-      rows * kv_heads,
-      unroll,
-      lambda many: several([(i // kv_heads, i % kv_heads, 0) for i in many]),
-    )
-    return
-
-  def of_key_head(i):
-    b, k, last = i // kv_heads, i % kv_heads, head.program[2]
-
-    @pl.when(last == 0)
-    def _():
-      for total in sums:
-        total[...] = jnp.zeros(total.shape, total.dtype)
-
-    _each(groups, unroll, lambda many: several([(b, k, g) for g in many]))
-
-    @pl.when(last == call.counts[2] - 1)
-    def _():
-      for out, total in zip((dk_ref, dv_ref), sums, strict=True):
-        out[b, k] = total[...].astype(out.dtype)
-
-  _each(rows * kv_heads, 1, lambda many: of_key_head(many[0]))
-
-
-def _rows(ref, b, k, g, chunk: Chunk):
-  """Loads a chunk's rows of q, or of the gradient of the output."""
-  return ref[b, k, g, slice(*chunk[:2]), :]
-
-
-def _cut(x: jax.Array, queries: slice, axis: int) -> jax.Array:
-  """Returns some queries of a tile."""
-  if queries.stop - queries.start == x.shape[axis]:
+def cut(x: jax.Array, queries: slice) -> jax.Array:
+  """Returns some queries of [.. queries]."""
+  if queries.stop - queries.start == x.shape[1]:
     return x
-  return jax.lax.slice_in_dim(x, queries.start, queries.stop, axis=axis)
+  return jax.lax.slice_in_dim(x, queries.start, queries.stop, axis=1)
 
 
-def _join(parts: Sequence[Any], axis: int) -> Any:
-  """Lays tiles of pieces side by side along the queries."""
+def join(parts: Sequence[Any], axis: int) -> Any:
+  """Lays tiles side by side."""
   return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
 
-def _pipeline(units, first, second) -> None:
+def units(
+  call: Call, tiles: Sequence[tuple[Any, Any]], groups: Sequence[Any]
+) -> list[Unit]:
+  """Returns the units of some tiles (b, tile), heads of a tile in turn."""
+  return [
+    Unit(b, at, g, head, chunk, slot, memo)
+    for slot, (b, at) in enumerate(tiles)
+    for g, memo in ((g, {}) for g in groups)
+    for chunk in call.chunks
+    for head in range(call.share)
+  ]
+
+
+def firsts(tiles: Sequence[tuple[Any, Any]]) -> list[Unit]:
+  """Returns a unit of each tile, for what is done to the tile as a whole."""
+  return [
+    Unit(b, at, 0, 0, (0, 0, ()), slot, {})
+    for slot, (b, at) in enumerate(tiles)
+  ]
+
+
+def pipeline(many: Sequence[Unit], first, second) -> None:
   """Computes first and second of every unit, first of the next one before.
 
   The products of one unit then run beside the softmax of another: the compiler
   keeps to the order of the program by and large.
   """
   found: Any = None
-  for n, unit in enumerate(units):
-    following = first(*unit)
+  for n, unit in enumerate(many):
+    following = first(unit)
     if n:
-      second(*units[n - 1], *found)
+      second(many[n - 1], *found)
     found = following
-  second(*units[-1], *found)
+  second(many[-1], *found)
 
 
-def _add(out, sums, which, b, k, keys, value):
-  """Adds to the sum over chunks and heads, or writes where there is one."""
-  if sums:
-    sums[which][keys, :] += value
+def each_tile(
+  call: Call, unroll: int, body: Callable[[Sequence[tuple[Any, Any]]], None]
+) -> None:
+  """Calls body on all tiles (b, tile) of a program, `unroll` at a time."""
+  rows, count = call.block[0], call.block[1] // call.share
+  if unroll >= count:  # tiles are known when the kernel is compiled
+    each(
+      rows,
+      unroll // count,
+      lambda some: body([(b, at) for b in some for at in range(count)]),
+    )
   else:
-    out[b, k] = value.astype(out.dtype)
+    each(
+      rows * count,
+      unroll,
+      lambda some: body([(i // count, i % count) for i in some]),
+    )
 
 
-def _each(
+def each(
   count: int, unroll: int, body: Callable[[Sequence[Any]], None]
 ) -> None:
   """Calls body on all i < count; a loop over groups of `unroll` of them."""
@@ -489,40 +497,98 @@ def _each(
     body(rest)
 
 
-def _forward(plan: Plan, args: Sequence[Any]) -> jax.Array:
-  q, k, v, bias, leaves, seeds = args
-  if bias is not None and plan.tiles.keys == 0:
-    bias = bias.swapaxes(3, 4)  # the keys come first, as in the tiles
-  call = _Call(plan, (q, k, v, bias, leaves, seeds), backward=False)
-  out = jax.ShapeDtypeStruct((*q.shape[:4], v.shape[-1]), q.dtype)
-  return call.run(
-    _forward_kernel, "attention_whole", call.inputs, [], [out], []
-  )[0]
+def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
+  del extra
+  out_ref, lse_ref = (*outs, None)[:2]
+  heads = Heads(call, scalars, inputs, [*inputs[:3], out_ref], scratch)
+  rule = call.plan.rule
+
+  def weights(unit):
+    """Computes (unscaled weights of each run, their maximum, their sum)."""
+    if not unit.chunk[2]:
+      return (), None, None
+    parts = [s for s, _ in heads.scores(unit)]
+    tops = [s.max(0, keepdims=True) for s in parts]
+    top = functools.reduce(jnp.maximum, tops)
+    if rule.mask is not None or rule.biased:
+      top = jnp.maximum(top, tile.LOWEST)
+    powers = [tile.power(rule, s - top) for s in parts]
+    sums = [p.sum(0, keepdims=True) for p in powers]
+    return powers, top, functools.reduce(jnp.add, sums)
+
+  def products(unit, powers, top, total):
+    out: Any = 0.0
+    for run, p in zip(unit.chunk[2], powers, strict=True):
+      p = heads.thin(p, unit, run).astype(heads.v.dtype)
+      parts = []
+      for queries, keys in pieces(unit.chunk, run):
+        v = heads.turned(heads.v, unit, keys, of_keys=True)
+        parts.append(tile.dot(v, cut(p, queries), 1, 0))
+      out += join(parts, 1)
+    start, stop, runs = unit.chunk
+    # Of a row that sees nothing: infinite, so that its weights come out 0.
+    lse = jnp.full((1, stop - start), jnp.inf, jnp.float32)
+    if runs:
+      out = out * tile.inverse(total)
+      lse = jnp.where(total == 0.0, lse, top + tile.logarithm(rule, total))
+    else:
+      out = jnp.zeros((call.widths[1], stop - start), out_ref.dtype)
+    heads.write(out_ref, unit, unit.span, out)
+    if lse_ref is not None:
+      at = unit.b, heads.key_head(unit), unit.g
+      lse_ref[(*at, slice(None), unit.span)] = lse
+
+  def several(tiles):
+    for unit in firsts(tiles):
+      heads.lay(inputs[:3], unit)
+    pipeline(units(call, tiles, range(call.block[2])), weights, products)
+    for unit in firsts(tiles):
+      heads.lay_back(out_ref, unit)
+
+  each_tile(call, side_by_side(call), several)
 
 
-def _backward(plan: Plan, args: Sequence[Any], d_out: jax.Array) -> list[Any]:
-  q, k, v, bias, leaves, seeds = args
-  if bias is not None:
-    bias = bias.swapaxes(3, 4)  # the keys come first, as in the tiles
-  call = _Call(plan, (q, k, v, bias, leaves, seeds), backward=True)
-  outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
-  if bias is not None:
-    outs.append(jax.ShapeDtypeStruct(bias.shape, jnp.float32))
-  one_tile = (
-    q.shape[2] == 1
-    and len(call.chunks) == 1
-    and [run[:2] for run in call.chunks[0][2]] == [(0, k.shape[2])]
-  )
-  scratch = [pltpu.VMEM((k.shape[2], x.shape[-1]), jnp.float32) for x in (k, v)]
-  found = call.run(
-    _backward_kernel,
-    "attention_whole_backward",
-    [*call.inputs, d_out],
-    [call.spec(d_out.shape, 3)],
-    outs,
-    [] if one_tile else scratch,
-  )
-  if bias is None:
-    return [*found, None]
-  *found, d_bias = found
-  return [*found, d_bias.swapaxes(3, 4).astype(bias.dtype)]
+def forward(
+  plan: Plan, args: Sequence[Any], keep: bool = False
+) -> list[jax.Array]:
+  """Computes attention.
+
+  Args:
+    plan: what is static.
+    args: (q, k, v, bias, leaves, seeds) as of `Call`, but a bias as of the
+      caller, [B|1 K|1 G|1 T|1 S|1].
+    keep: whether to return the log of sums, too.
+
+  Returns:
+    The output, shaped as q (but H' wide), and the log of sums [B K G 1 T].
+  """
+  call = Call(plan, keys_first(args), backward=False)
+  q, v = args[0], args[2]
+  out = jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), q.dtype)
+  outs = [(out, call.of_heads(out, 3))]
+  if keep:
+    lse = jax.ShapeDtypeStruct((*call.heads, 1, call.T), jnp.float32)
+    outs.append((lse, call.spec(lse.shape, 3)))
+  return call.run(_kernel, "attention_whole", [], outs, of_lines(call, q, 4))
+
+
+def side_by_side(call: Call) -> int:
+  """Returns how many tiles are laid side by side."""
+  if call.backward and call.heads[2] > 1:
+    return 1  # the query heads of one are
+  most = call.block[0] * call.block[1] // call.share
+  return min(most, max(1, call.tiles.unroll // call.share // call.block[2]))
+
+
+def of_lines(call: Call, x: jax.Array, count: int) -> list[Any]:
+  """Returns the memory for `count` arrays laid line by line: of each tile."""
+  if call.lines is None:
+    return []
+  size = (side_by_side(call), call.T, call.share * call.widths[0])
+  return [pltpu.VMEM(size, x.dtype)] * count
+
+
+def keys_first(args: Sequence[Any]) -> Sequence[Any]:
+  """Turns the bias of arguments, so that its keys come first as in scores."""
+  q, k, v, bias, *rest = args
+  return q, k, v, None if bias is None else bias.swapaxes(3, 4), *rest

@@ -54,13 +54,13 @@ def test_a_head_that_does_not_fit_is_not_for_the_whole_kernel():
 def test_a_table_of_whole_tiles_is_cut_to_the_call(monkeypatch):
   key = _key(kernel="whole", length=256)
   back = key._replace(kernel="whole_backward")
-  found = tiles.Entry(tiles.Whole(1, 4, 1, 256, 4, 0), "static, libtpu 0")
+  found = tiles.Entry(tiles.Whole(1, 4, 1, 256, 4), "static, libtpu 0")
   monkeypatch.setitem(tiles.TABLE, key, found)
   other = tiles.Entry(tiles.Whole(1, 2, 1, 128, 2), "static, libtpu 0")
   monkeypatch.setitem(tiles.TABLE, back, other)
   args = ((197, 197), (64, 64), 2, None, key)
   assert tiles.whole((8, 12, 1), *args) == tiles.Whole(
-    1, 4, 1, 197, 4, 0, tiles.Whole(1, 2, 1, 128, 2)
+    1, 4, 1, 197, 4, tiles.Whole(1, 2, 1, 128, 2)
   )
   few = tiles.whole((8, 3, 1), *args)
   assert few is not None and few.kv_heads == few.unroll == 3
@@ -71,11 +71,11 @@ def test_an_entry_of_more_heads_than_the_length_allows_is_passed_by(
 ):
   """Entries are of buckets: 257 tokens and 512 share theirs."""
   key = _key(kernel="whole", length=512)
-  found = tiles.Entry(tiles.Whole(1, 16, 1, 512, 16, 0), "static, libtpu 0")
+  found = tiles.Entry(tiles.Whole(1, 16, 1, 512, 16), "static, libtpu 0")
   monkeypatch.setattr(tiles, "TABLE", {key: found})
   units = []
   for length in (257, 512):
     got = tiles.whole((8, 16, 1), (length, length), (64, 64), 2, None, key)
     assert got is not None
-    units.append((got.kv_heads, got.unroll, got.keys))
-  assert units == [(16, 16, 0), (4, 4, 1)]
+    units.append((got.kv_heads, got.unroll))
+  assert units == [(16, 16), (4, 4)]

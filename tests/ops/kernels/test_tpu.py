@@ -111,7 +111,7 @@ FAST = {
   ),
   "whole-causal": dict(
     name="causal_late",
-    tiles=Whole(1, 1, 2, 128, 2, 0),  # keys along the sublanes
+    tiles=Whole(1, 1, 2, 128, 2),
     bias=(1, 2, 37, 45),
     softcap=2.0,
   ),
@@ -120,22 +120,58 @@ FAST = {
   ),
   "whole-lengths": dict(
     name="lengths",
-    tiles=Whole(2, 1, 2, 128, 4, 0, Whole(1, 1, 2, 128)),
+    tiles=Whole(2, 1, 2, 128, 4, Whole(1, 1, 2, 128)),
     bias=(2, 1, 1, 45),
     rate=0.2,
   ),
-  # Of the whole grid: tokens are laid column by column, and dropped as before.
+  # Of the whole grid, in raster order; and tokens laid column by column within
+  # the kernel, and dropped as before.
   "whole-column": dict(
     name="column", tiles=Whole(1, 1, 2, 128), T=68, S=68, rate=0.3, softcap=2.0
+  ),
+  "whole-lines": dict(
+    name=masks.Column(16, 16, 32),
+    tiles=Whole(1, 4, 1, 256, 4),
+    N=8,
+    K=8,
+    H=32,
+    W=32,
+    T=528,
+    S=528,
+    rate=0.3,
+    softcap=2.0,
   ),
   # Keys move on with the queries, in one tile for several hundred of them.
   "whole-row": dict(
     name=masks.Row(128, 16, 32),
-    tiles=Whole(1, 1, 2, 512, 2, 0),
+    tiles=Whole(1, 1, 2, 512, 2),
     T=640,
     S=640,
     rate=0.3,
     softcap=2.0,
+  ),
+  # [B T N*H]: four heads of 32 share a tile of lanes, or one of 128 has it.
+  "whole-shared": dict(
+    name="none", tiles=Whole(2, 4, 1, 128, 4), N=4, K=4, H=32, W=32, T=19, S=21
+  ),
+  "whole-shared-loop": dict(
+    name="segments",
+    tiles=Whole(1, 8, 1, 128, 4),
+    N=8,
+    K=8,
+    H=32,
+    W=32,
+    bias=(1, 8, 37, 45),
+    rate=0.3,
+    softcap=2.0,
+  ),
+  "whole-wide": dict(
+    name="causal_late",
+    tiles=Whole(1, 2, 1, 128, 2),
+    K=2,
+    H=128,
+    W=128,
+    dtype="bfloat16",
   ),
   "flash-none": dict(name="none", tiles=FLASH, K=2, W=12, T=16, S=21),
   "flash-causal": dict(
@@ -161,7 +197,7 @@ def test_a_wrong_mask_is_noticed(tiles):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", WITHIN)
-@pytest.mark.parametrize("keys", [0, 1])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
   "mask",
   [
@@ -177,9 +213,13 @@ def test_a_wrong_mask_is_noticed(tiles):
   ],
   ids=str,
 )
-def test_keys_that_move_on_with_the_queries(mask, keys, dtype):
+def test_keys_that_move_on_with_the_queries(mask, packed, dtype):
   given = dict(T=640, S=640, rate=0.2, softcap=3.0, dtype=dtype)
-  off = _off(mask, Whole(1, 1, 2, 512, 2, keys), **given)
+  tiles = Whole(1, 1, 2, 512, 2)
+  if packed:
+    given |= dict(K=2, H=64, W=64)
+    tiles = Whole(1, 2, 1, 512, 2)
+  off = _off(mask, tiles, **given)
   assert max(off) < WITHIN[dtype], off
 
 
@@ -199,6 +239,7 @@ FEATURES = (
   dict(N=6, K=2, bias=(2, 6, 37, 45), softcap=3.0),
   dict(rate=0.4, H=16, W=40, bias=(1, 1, 37, 1)),
   dict(T=20, S=36, N=4, K=4, bias=(1, 4, 20, 36), rate=0.1, softcap=1.5),
+  dict(N=2, K=2, H=64, W=64, bias=(1, 2, 37, 45), rate=0.2),
 )
 
 

@@ -20,12 +20,12 @@ def test_scores_either_way(key):
   bias = jnp.arange(25.0).reshape(5, 5)
   for softcap in (None, 2.0):
     rule = _rule(softcap=softcap, biased=True)
-    s, slope = tile.scores(rule, q, k, bias, 1)
-    other, other_slope = tile.scores(rule, q, k, bias.T, 0)
+    s, slope = tile.scores(rule, tile.dot(q, k, 1, 1), bias)
+    other, other_slope = tile.scores(rule, tile.dot(k, q, 1, 1), bias.T)
     np.testing.assert_allclose(s, other.T, rtol=1e-5)
     if softcap is not None:
       np.testing.assert_allclose(slope, other_slope.T, rtol=1e-5)
-  plain, _ = tile.scores(_rule(), q, k, None, 1)
+  plain, _ = tile.scores(_rule(), tile.dot(q, k, 1, 1), None)
   want = np.exp(np.asarray(q @ k.T) * 0.5)
   np.testing.assert_allclose(tile.power(_rule(), plain), want, rtol=1e-5)
   back = tile.logarithm(_rule(), tile.power(_rule(), plain))
