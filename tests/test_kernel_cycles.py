@@ -85,9 +85,10 @@ def test_bundles_are_counted_where_the_simulator_aborts(monkeypatch):
 def test_heads_of_a_loop_count_once():
   whole = tiles.Whole(1, 4, 1, 1024, 4)
   assert cycles.straight(whole, cycles.SHAPES["so400m"]) == [4, 4]
-  cut = tiles.Whole(1, 4, 1, 256, 4)
-  assert cycles.straight(cut, cycles.SHAPES["so400m"]) == [4, 1]
   assert cycles.straight(tiles.Flash(512, 512), None) == [0, 0]
+  # Eight query heads of one key head: backward in turn, four at a time.
+  grouped = tiles.Whole(1, 1, 8, 384, 4)
+  assert cycles.straight(grouped, cycles.SHAPES["paligemma"]) == [8, 4]
 
 
 def test_heads_in_straight_code():
@@ -95,6 +96,9 @@ def test_heads_in_straight_code():
   assert cycles.laid(tiles.Whole(2, 6, 1, 128, 4)) == 4
   assert cycles.laid(tiles.Whole(1, 6, 1, 128, 4)) == 6
   assert cycles.laid(tiles.Whole(1, 11, 1, 128, 4)) == 4 + 3
+  # Two heads share a tile: a row of six, and two of four rows at a time.
+  assert cycles.laid(tiles.Whole(2, 6, 1, 128, 6), 2) == 6
+  assert cycles.laid(tiles.Whole(4, 4, 1, 128, 8), 2) == 8
 
 
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch, capsys):

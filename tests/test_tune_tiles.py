@@ -23,7 +23,7 @@ def _try(unroll, forward, backward, kind="cycles"):
 def test_candidates_are_tiles_that_the_kernels_take():
   for name, shape in SHAPES.items():
     found = tune_tiles.candidates(shape)
-    assert len(found) == len(set(found)) >= 4, name
+    assert len(found) == len(set(found)) >= 3, name
     for tried in found:
       if shape.keys > tiles.LONGEST:
         assert isinstance(tried, Flash)
@@ -63,7 +63,7 @@ def test_what_is_written_is_read_again():
   text = tune_tiles.FILE.read_text()
   flash = KEY._replace(kernel="flash", length=2048)
   table = {
-    KEY: Entry(Whole(1, 4, 1, 256, 4, 0), "static, libtpu 0.1: 300 cycles"),
+    KEY: Entry(Whole(1, 4, 1, 256, 4), "static, libtpu 0.1: 300 cycles"),
     flash: Entry(Flash(512, 1024), "measured on v6e: 3 us"),
   }
   new = tune_tiles.written(text, table)

@@ -25,20 +25,14 @@ class Shape(NamedTuple):
 SHAPES = {
   "vit": Shape(4, 197, 197, 12, 12, 64),
   "clip": Shape(4, 257, 257, 16, 16, 64),
-  "so400m": Shape(1, 729, 729, 4, 4, 72),
-  "so16": Shape(1, 729, 729, 16, 16, 72),
-  "so64": Shape(4, 729, 729, 16, 16, 72),
-  "dal16": Shape(1, 1280, 1280, 16, 16, 64, True),
-  "row16": Shape(1, 1280, 1280, 16, 16, 64, True, "row"),
-  "conv16": Shape(1, 1280, 1280, 16, 16, 64, True, "conv"),
-  "column16": Shape(1, 1280, 1280, 16, 16, 64, True, "column"),
-  "whisper": Shape(1, 1500, 1500, 4, 4, 64),
+  "so400m": Shape(1, 729, 729, 16, 16, 72),
+  "whisper": Shape(1, 1500, 1500, 8, 8, 64),
   "paligemma": Shape(1, 384, 384, 8, 1, 256),
   "gpt3": Shape(1, 2048, 2048, 4, 4, 128, True),
-  "dalle": Shape(1, 1280, 1280, 4, 4, 64, True),
-  "dalle_row": Shape(1, 1280, 1280, 4, 4, 64, True, "row"),
-  "dalle_column": Shape(1, 1280, 1280, 4, 4, 64, True, "column"),
-  "dalle_conv": Shape(1, 1280, 1280, 4, 4, 64, True, "conv"),
+  "dalle": Shape(1, 1280, 1280, 16, 16, 64, True),
+  "dalle_row": Shape(1, 1280, 1280, 16, 16, 64, True, "row"),
+  "dalle_column": Shape(1, 1280, 1280, 16, 16, 64, True, "column"),
+  "dalle_conv": Shape(1, 1280, 1280, 16, 16, 64, True, "conv"),
 }
 # Of the pairs that DALL-E's masks let see each other: part of all 1280 x 1280.
 DENSITIES = {"row": 0.200, "column": 0.190, "conv": 0.215}

@@ -29,7 +29,6 @@ that both figures are of one kind: "~" goes beside "~" and nothing else.
 """
 
 import argparse
-import dataclasses
 import json
 import re
 import sys
@@ -139,17 +138,43 @@ def straight(tiles: Any, shape: Shape) -> list[int]:
 
   if not isinstance(tiles, Whole):
     return [0, 0]
-  back = tiles.backward or tiles
-  if back.rows < shape.queries or shape.heads > shape.kv_heads:  # it loops
-    back = dataclasses.replace(back, batch=1, kv_heads=1)
-  return [laid(tiles), laid(back)]
+  many = shape.heads // shape.kv_heads
+  share = sharing(shape)
+  return [laid(tiles, share), laid(tiles.backward or tiles, share, many > 1)]
 
 
-def laid(tiles: Any) -> int:
-  """Returns the heads whose code is laid out: loops hold the others."""
-  heads = tiles.batch * tiles.kv_heads * tiles.groups
-  unroll = min(tiles.unroll, heads)
-  return heads if heads // unroll == 1 else unroll + heads % unroll
+def sharing(shape: Shape) -> int:
+  """Returns how many heads of ours share a tile of lanes."""
+  from mmjax.ops.kernels import tpu
+  from mmjax.ops.kernels.tiles import LANES
+
+  q = (shape.batch, shape.queries, shape.heads, shape.head_dim)
+  k = (shape.batch, shape.keys, shape.kv_heads, shape.head_dim)
+  return max(1, LANES // shape.head_dim) if tpu.packs(q, k, k) else 1
+
+
+def laid(tiles: Any, share: int = 1, in_turn: bool = False) -> int:
+  """Returns the heads whose code is laid out: loops hold the others.
+
+  Args:
+    tiles: of a pass.
+    share: heads that share a tile of lanes.
+    in_turn: whether it goes through the query heads of one key head at a time.
+  """
+  if in_turn:
+    return _straight(tiles.groups, tiles.unroll)
+  count = tiles.kv_heads // share
+  side = max(1, tiles.unroll // share // tiles.groups)
+  if side >= count:
+    found = _straight(tiles.batch, side // count) * count
+  else:
+    found = _straight(tiles.batch * count, side)
+  return found * share * tiles.groups
+
+
+def _straight(count: int, unroll: int) -> int:
+  unroll = min(unroll, count)
+  return count if count // unroll == 1 else unroll + count % unroll
 
 
 def simulate(case: Case) -> tuple[dict[str, int], str]:

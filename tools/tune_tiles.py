@@ -59,7 +59,10 @@ def candidates(shape: Shape) -> list[Whole | Flash]:
   groups = shape.heads // shape.kv_heads
   found = []
   side_by_side = (1, 2, 4, 8, 12, 16)
+  share = kernel_cycles.sharing(shape)
   for unroll, n in itertools.product(side_by_side, rows):
+    if unroll % share:
+      continue
     if shape.heads % unroll == 0 and unroll * n * longest <= 2**22:
       many = max(1, unroll // groups)
       found.append(Whole(1, many, min(unroll, groups), n, unroll))
@@ -73,7 +76,7 @@ def measure(chip: str, shape: Shape, tried: Whole | Flash) -> Try | str:
     fields += [tried.rows, tried.unroll]
   else:
     fields = [tried.block_q, tried.block_k]
-  case = Case(chip, "ours", shape, True, tiles=[fields])
+  case = Case(chip, "ours", shape, True, model=True, tiles=[fields])
   found, why = kernel_cycles.simulate(case)
   if not why:
     figure, note = kernel_cycles.judge(found, case)

@@ -257,8 +257,8 @@ def _wish(T: int, S: int) -> Whole:
   # Heads side by side fill what one alone would wait for, until their scores
   # spill: by the estimates 12 of 197 tokens take 0.75 of the cycles of 4.
   longest = max(T, S)
-  most = ((320, 16), (384, 8), (512, 4))
-  unroll = next((n for length, n in most if longest <= length), 2)
+  most = ((320, 16), (384, 8))
+  unroll = next((n for length, n in most if longest <= length), 4)
   # Work enough for a program, dozens of heads of 20, in whole rounds.
   rounds = min(32, 4 * 256 * 256 // (T * S)) // unroll
   return Whole(1, unroll * max(rounds, 1), 1, rows, unroll)

@@ -71,7 +71,9 @@ def chunks(
       if fine and stop == j * _GRAIN:
         runs = _slide(kinds[i:j], S)
       chunk = (start, stop, runs or _runs(_all(kinds[i:j]), S, grain))
-      each = next(x for n, x in _COSTS[backward] if stop - start <= n)
+      each = 1.0  # where all is computed, `rows` alone says how to cut
+      if rule.mask is not None:
+        each = next(x for n, x in _COSTS[backward] if stop - start <= n)
       alone = _ALONE if stop - start == 1 else 0.0
       found.append((each * pairs([chunk]) + alone + costs[j][0], chunk))
     costs[i] = min(found, key=lambda x: x[0])

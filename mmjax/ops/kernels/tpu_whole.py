@@ -445,19 +445,20 @@ def firsts(tiles: Sequence[tuple[Any, Any]]) -> list[Unit]:
   ]
 
 
-def pipeline(many: Sequence[Unit], first, second) -> None:
-  """Computes first and second of every unit, first of the next one before.
+def pipeline(many: Sequence[Unit], *stages: Callable[..., Any]) -> None:
+  """Computes all stages of every unit, earlier stages of the next ones before.
 
-  The products of one unit then run beside the softmax of another: the compiler
-  keeps to the order of the program by and large.
+  Each is called with a unit and what the stage before returned. The products of
+  one unit then run beside the softmax of another: the compiler keeps to the
+  order of the program by and large.
   """
-  found: Any = None
-  for n, unit in enumerate(many):
-    following = first(unit)
-    if n:
-      second(many[n - 1], *found)
-    found = following
-  second(many[-1], *found)
+  found: dict[int, Any] = {}
+  last = len(stages) - 1
+  for n in range(len(many) + last):
+    for i, stage in enumerate(stages):
+      m = n - i
+      if 0 <= m < len(many):
+        found[m] = stage(many[m], *found.get(m, ()))
 
 
 def each_tile(
@@ -502,17 +503,24 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
   out_ref, lse_ref = (*outs, None)[:2]
   heads = Heads(call, scalars, inputs, [*inputs[:3], out_ref], scratch)
   rule = call.plan.rule
+  # The MXU sums the weights as they are multiplied, where it has rows left.
+  H = call.widths[1]
+  ones = 16 - H % 16 if H < LANES and rule.rate == 0.0 else 0
 
-  def weights(unit):
+  def scores(unit):
+    return ([s for s, _ in heads.scores(unit)],)
+
+  def weights(unit, parts):
     """Computes (unscaled weights of each run, their maximum, their sum)."""
     if not unit.chunk[2]:
       return (), None, None
-    parts = [s for s, _ in heads.scores(unit)]
     tops = [s.max(0, keepdims=True) for s in parts]
     top = functools.reduce(jnp.maximum, tops)
     if rule.mask is not None or rule.biased:
       top = jnp.maximum(top, tile.LOWEST)
     powers = [tile.power(rule, s - top) for s in parts]
+    if ones:
+      return powers, top, None
     sums = [p.sum(0, keepdims=True) for p in powers]
     return powers, top, functools.reduce(jnp.add, sums)
 
@@ -523,12 +531,17 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
       parts = []
       for queries, keys in pieces(unit.chunk, run):
         v = heads.turned(heads.v, unit, keys, of_keys=True)
+        if ones:
+          some = jnp.ones((ones, v.shape[1]), v.dtype)
+          v = jnp.concatenate([v, some], 0)
         parts.append(tile.dot(v, cut(p, queries), 1, 0))
       out += join(parts, 1)
     start, stop, runs = unit.chunk
     # Of a row that sees nothing: infinite, so that its weights come out 0.
     lse = jnp.full((1, stop - start), jnp.inf, jnp.float32)
     if runs:
+      if ones:
+        out, total = out[:-ones], out[-1:]
       out = out * tile.inverse(total)
       lse = jnp.where(total == 0.0, lse, top + tile.logarithm(rule, total))
     else:
@@ -541,7 +554,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
   def several(tiles):
     for unit in firsts(tiles):
       heads.lay(inputs[:3], unit)
-    pipeline(units(call, tiles, range(call.block[2])), weights, products)
+    pipeline(units(call, tiles, range(call.block[2])), scores, weights, products)
     for unit in firsts(tiles):
       heads.lay_back(out_ref, unit)
 

@@ -98,7 +98,21 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
         ds = ds.sum(axis, keepdims=True)
     d_bias_ref[heads.bias_at(unit, unit.chunk, run)] += ds
 
-  def gradients(unit):
+  def scores(unit):
+    """Computes (masked scores, slope, gradient of the weights) of each run."""
+    if not unit.chunk[2]:
+      return ((),)
+    d_out = heads.alone(heads.turned(d_out_ref, unit, unit.span), unit)
+    found = []
+    for run, (s, slope) in zip(unit.chunk[2], heads.scores(unit), strict=True):
+      parts = [
+        tile.dot(heads.keys(heads.v, unit, keys), cut(d_out, queries), 1, 0)
+        for queries, keys in pieces(unit.chunk, run)
+      ]
+      found.append((s, slope, join(parts, 1)))
+    return (found,)
+
+  def gradients(unit, found):
     """Computes (weights that were kept, gradient of the scores) of each run."""
     if not unit.chunk[2]:
       return ((),)
@@ -106,26 +120,18 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
     out = heads.turned(out_ref, unit, unit.span)
     shift = out.astype(jnp.float32) * d_out.astype(jnp.float32)
     shift = shift.sum(0, keepdims=True)
-    d_out = heads.alone(d_out, unit)
     lse = lse_ref[unit.b, heads.key_head(unit), unit.g, :, unit.span]
-    found = []
-    for run, (s, slope) in zip(unit.chunk[2], heads.scores(unit), strict=True):
+    made = []
+    for run, (s, slope, dp) in zip(unit.chunk[2], found, strict=True):
       p = tile.power(rule, s - lse)
-      dp = join(
-        [
-          tile.dot(heads.keys(heads.v, unit, keys), cut(d_out, queries), 1, 0)
-          for queries, keys in pieces(unit.chunk, run)
-        ],
-        1,
-      )
       ds = p * (heads.thin(dp, unit, run) - shift)
       if biased:
         of_bias(unit, run, ds)
       if slope is not None:
         ds = ds * slope
       kept = heads.thin(p, unit, run)
-      found.append((kept.astype(d_out.dtype), ds.astype(d_out.dtype)))
-    return (found,)
+      made.append((kept.astype(d_out.dtype), ds.astype(d_out.dtype)))
+    return (made,)
 
   def products(unit, found):
     q = heads.turned(heads.q, unit, unit.span)
@@ -176,7 +182,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
       clear(len(tiles))
       for unit in firsts(tiles):
         heads.lay(laid, unit)
-      pipeline(units(call, tiles, [0]), gradients, products)
+      pipeline(units(call, tiles, [0]), scores, gradients, products)
       for unit in firsts(tiles):
         heads.lay_back(dq_ref, unit)
       write(tiles)
@@ -191,7 +197,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
       call.block[2],
       unroll,
       lambda groups: pipeline(
-        units(call, tiles, groups), gradients, products
+        units(call, tiles, groups), scores, gradients, products
       ),
     )
     pl.when(last == call.counts[2] - 1)(lambda: write(tiles))
