@@ -58,7 +58,8 @@ def candidates(shape: Shape) -> list[Whole | Flash]:
   rows += [n for n in (256, 384, 512) if n < shape.queries and longest > 384]
   groups = shape.heads // shape.kv_heads
   found = []
-  side_by_side = (1, 2, 4, 8, 12, 16)
+  # More would take minutes to compile where there are many tokens.
+  side_by_side = (1, 2, 4, 8, *((12, 16) if longest <= 384 else ()))
   share = kernel_cycles.sharing(shape)
   for unroll, n in itertools.product(side_by_side, rows):
     if unroll % share:

@@ -35,6 +35,7 @@ _SCALARS = 2**17  # 4-byte words of seeds or lengths that may go ahead
 # Bytes of float32 scores that XLA is thought to keep in vector memory, with
 # their exponentials: half of the 64 MiB of v5p and tpu7x. A guess: unmeasured.
 _STAYS = 32 * 2**20
+_FEW = 16  # queries; fewer, as when a model decodes, fill no tile of the MXU
 _DTYPES = ("bfloat16", "float32")
 # Blocks of flash under a static mask, and what a pair costs in them: smaller
 # ones skip more. On v6e by tools/kernel_steps.py, causal 2048, head of 128,
@@ -58,13 +59,10 @@ def refuses(
 ) -> str | None:
   """Says why neither kernel runs; None if one does.
 
-  Both can do what this refuses only where it is not named: few short rows,
-  whose scores XLA keeps in vector memory. By the compiler's estimates it is
-  then no slower, but for changes of layout (v6e, 4 rows of 197 tokens, forward
-  and backward: 719 cycles a head, and 976 ours). No estimate is to be had of
-  scores that go through HBM, but they cost at least the way: on v6e 77 KB there
-  and back in bfloat16, about 165 cycles a head each time, and a step takes them
-  several times.
+  Both can do what this refuses only where it is not named: few queries, and few
+  short rows that must be laid with heads first (`packs`), whose scores XLA keeps
+  in vector memory. By the compiler's estimates it is then no slower. What need
+  not be laid costs less than XLA in every shape that was tried (ops/README.md).
 
   Args:
     q_shape, k_shape, v_shape: of [B T N H], [B S K H] and [B S K H'].
@@ -88,7 +86,14 @@ def refuses(
   tiles = choose(
     q_shape, k_shape, v_shape, dtype, mask=mask, bias_shape=bias_shape
   )
-  if not named and isinstance(tiles, Whole) and 4 * B * N * T * S <= _STAYS:
+  few = not named and isinstance(tiles, Whole)
+  if few and T < _FEW:
+    return (
+      f"{T} queries are few (less than {_FEW}): XLA reads keys and values as "
+      "fast as there are any; give impl='tpu' to insist"
+    )
+  laid = not packs(q_shape, k_shape, v_shape)
+  if few and laid and 4 * B * N * T * S <= _STAYS:
     return (
       f"the {4 * B * N * T * S / 2**20:.1f} MiB of scores stay in vector memory"
       f" (up to {_STAYS // 2**20} MiB), where XLA is no slower by estimate; "
