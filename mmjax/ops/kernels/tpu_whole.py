@@ -162,7 +162,7 @@ class Call:
     if self.packed and self.counts[1] > 1 and not self.plan.interpret:
       # What XLA puts in vector memory by itself is cut into blocks by loads and
       # stores; from HBM the copy engine brings some of the lanes as they are.
-      inputs = [pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in inputs]
+      inputs = [_in_hbm(x) for x in inputs]
       outs = [(pltpu.HBM(x.shape, x.dtype), spec) for x, spec in outs]
     return pl.pallas_call(
       body,
@@ -191,6 +191,17 @@ class Call:
         vmem_limit_bytes=VMEM,
       ),
     )(*self.scalars, *inputs)
+
+
+@jax.custom_batching.custom_vmap
+def _in_hbm(x: jax.Array) -> jax.Array:
+  return pltpu.with_memory_space_constraint(x, pltpu.HBM)
+
+
+@_in_hbm.def_vmap
+def _(axis_size, in_batched, x):  # jax 0.10 has no rule for it
+  del axis_size
+  return _in_hbm(x), in_batched[0]
 
 
 class Unit(NamedTuple):
