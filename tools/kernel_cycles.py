@@ -145,12 +145,11 @@ def straight(tiles: Any, shape: Shape) -> list[int]:
 
 def sharing(shape: Shape) -> int:
   """Returns how many heads of ours share a tile of lanes."""
-  from mmjax.ops.kernels import tpu
-  from mmjax.ops.kernels.tiles import LANES
+  from mmjax.ops.kernels import tiles, tpu
 
   q = (shape.batch, shape.queries, shape.heads, shape.head_dim)
   k = (shape.batch, shape.keys, shape.kv_heads, shape.head_dim)
-  return max(1, LANES // shape.head_dim) if tpu.packs(q, k, k) else 1
+  return tiles.sharing(shape.head_dim) if tpu.packs(q, k, k) else 1
 
 
 def laid(tiles: Any, share: int = 1, in_turn: bool = False) -> int:

@@ -59,12 +59,12 @@ def candidates(shape: Shape) -> list[Whole | Flash]:
   groups = shape.heads // shape.kv_heads
   found = []
   # More would take minutes to compile where there are many tokens.
-  side_by_side = (1, 2, 4, 8, *((12, 16) if longest <= 384 else ()))
   share = kernel_cycles.sharing(shape)
-  for unroll, n in itertools.product(side_by_side, rows):
-    if unroll % share:
+  side_by_side = {share, 1, 2, 4, 8, *((12, 16) if longest <= 384 else ())}
+  for unroll, n in itertools.product(sorted(side_by_side), rows):
+    if unroll % share or shape.heads % unroll:
       continue
-    if shape.heads % unroll == 0 and unroll * n * longest <= 2**22:
+    if unroll == share or unroll * n * longest <= 2**22:
       many = max(1, unroll // groups)
       found.append(Whole(1, many, min(unroll, groups), n, unroll))
   return found

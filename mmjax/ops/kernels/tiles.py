@@ -5,6 +5,7 @@ executed) or "measured on CHIP".
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 
@@ -80,70 +81,99 @@ LANES = 128  # of a register
 TABLE: dict[Key, Entry] = {
   Key("tpu7x", "whole", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12),
-    "static, libtpu 0.0.42.1: 154 bundles a head of vit",
+    "static, libtpu 0.0.42.1: 170 bundles a head of vit",
   ),
   Key("tpu7x", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12),
-    "static, libtpu 0.0.42.1: 369 bundles a head of vit",
+    "static, libtpu 0.0.42.1: 222 bundles a head of vit",
   ),
   Key("v5e", "whole", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12),
-    "static, libtpu 0.0.42.1: 246 bundles a head of vit",
+    "static, libtpu 0.0.42.1: 223 bundles a head of vit",
   ),
   Key("v5e", "whole", 512, 64, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 512, 16),
-    "static, libtpu 0.0.42.1: 411 bundles a head of clip",
+    "static, libtpu 0.0.42.1: 420 bundles a head of clip",
+  ),
+  Key("v5e", "whole", 2048, 64, "static", "bfloat16"): Entry(
+    Whole(1, 8, 1, 256, 8),
+    "static, libtpu 0.0.42.1: 3473 bundles a head of dalle",
   ),
   Key("v5e", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12),
-    "static, libtpu 0.0.42.1: 534 bundles a head of vit",
+    "static, libtpu 0.0.42.1: 412 bundles a head of vit",
   ),
   Key("v5e", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 512, 16),
-    "static, libtpu 0.0.42.1: 1038 bundles a head of clip",
+    "static, libtpu 0.0.42.1: 836 bundles a head of clip",
+  ),
+  Key("v5e", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4),
+    "static, libtpu 0.0.42.1: 6326 bundles a head of dalle",
   ),
   Key("v5p", "whole", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12),
-    "static, libtpu 0.0.42.1: 252 bundles a head of vit",
+    "static, libtpu 0.0.42.1: 233 bundles a head of vit",
   ),
   Key("v5p", "whole", 512, 64, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 512, 16),
-    "static, libtpu 0.0.42.1: 416 bundles a head of clip",
+    "static, libtpu 0.0.42.1: 427 bundles a head of clip",
+  ),
+  Key("v5p", "whole", 2048, 64, "static", "bfloat16"): Entry(
+    Whole(1, 8, 1, 256, 8),
+    "static, libtpu 0.0.42.1: 3472 bundles a head of dalle",
   ),
   Key("v5p", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12),
-    "static, libtpu 0.0.42.1: 540 bundles a head of vit",
+    "static, libtpu 0.0.42.1: 421 bundles a head of vit",
   ),
   Key("v5p", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 512, 16),
-    "static, libtpu 0.0.42.1: 1044 bundles a head of clip",
+    "static, libtpu 0.0.42.1: 833 bundles a head of clip",
+  ),
+  Key("v5p", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
+    Whole(1, 8, 1, 256, 8),
+    "static, libtpu 0.0.42.1: 6273 bundles a head of dalle",
   ),
   Key("v6e", "whole", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12),
-    "static, libtpu 0.0.42.1: 240 cycles a head of vit",
+    "static, libtpu 0.0.42.1: 235 cycles a head of vit",
   ),
   Key("v6e", "whole", 512, 64, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 512, 16),
-    "static, libtpu 0.0.42.1: 399 cycles a head of clip",
+    "static, libtpu 0.0.42.1: 303 cycles a head of clip",
   ),
-  Key("v6e", "whole", 1024, 72, "none", "bfloat16"): Entry(
-    Whole(1, 2, 1, 384, 2),
-    "static, libtpu 0.0.42.1: 2120 cycles a head of so400m",
+  Key("v6e", "whole", 2048, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 384, 4),
+    "static, libtpu 0.0.42.1: 5338 cycles a head of whisper",
+  ),
+  Key("v6e", "whole", 2048, 64, "static", "bfloat16"): Entry(
+    Whole(1, 4, 1, 384, 4),
+    "static, libtpu 0.0.42.1: 2396 cycles a head of dalle",
   ),
   Key("v6e", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12),
-    "static, libtpu 0.0.42.1: 492 cycles a head of vit",
+    "static, libtpu 0.0.42.1: 278 cycles a head of vit",
   ),
   Key("v6e", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 512, 16),
-    "static, libtpu 0.0.42.1: 933 cycles a head of clip",
+    "static, libtpu 0.0.42.1: 641 cycles a head of clip",
   ),
-  Key("v6e", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
-    Whole(1, 1, 1, 1024, 1),
-    "static, libtpu 0.0.42.1: 4062 cycles a head of so400m",
+  Key("v6e", "whole_backward", 2048, 64, "none", "bfloat16"): Entry(
+    Whole(1, 8, 1, 256, 8),
+    "static, libtpu 0.0.42.1: 10356 cycles a head of whisper",
+  ),
+  Key("v6e", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4),
+    "static, libtpu 0.0.42.1: 4578 cycles a head of dalle",
   ),
 }
 # to here.
+
+
+def sharing(width: int) -> int:
+  """Returns how many heads of a width fill whole tiles of lanes together."""
+  return math.lcm(width, LANES) // width
 
 
 def bucket(length: int) -> int:
@@ -197,7 +227,8 @@ def whole(
     if entry is not None and isinstance(entry.tiles, Whole):
       # It was found at one length of its bucket; longer ones may want fewer
       # heads side by side: 16 of 512 take 1.17 of the cycles of 4.
-      if entry.tiles.unroll <= wish.unroll:
+      least = sharing(widths[0]) if packed else 1
+      if entry.tiles.unroll <= max(wish.unroll, least):
         wish = entry.tiles
     chunk_rows = min(wish.rows, T)
 
@@ -230,8 +261,9 @@ def whole(
     if packed:
       # Tiles of lanes lie side by side, so that which is known; loops are over
       # rows.
-      share = max(1, LANES // widths[0])
-      if left < share * head:
+      share = sharing(widths[0])
+      # The fewest heads there can be may take more than planned.
+      if K % share or left + 3 * _VMEM // 4 < share * head:
         return None
       side = max(1, min(most, wish.unroll) // share)
       kv_heads = share * fit(K // share, share * head, side)

@@ -12,11 +12,11 @@ from mmjax.ops import blocks, masks
 from mmjax.ops.bias import Bias
 from mmjax.ops.kernels import (
   tpu_band,
+  tpu_call,
   tpu_flash,
   tpu_flash_backward,
   tpu_scores,
   tpu_steps,
-  tpu_whole,
   tpu_whole_backward,
 )
 from mmjax.ops.kernels.tiles import (
@@ -28,6 +28,7 @@ from mmjax.ops.kernels.tiles import (
   Whole,
   bucket,
   flash,
+  sharing,
   whole,
 )
 
@@ -35,6 +36,7 @@ _SCALARS = 2**17  # 4-byte words of seeds or lengths that may go ahead
 # Bytes of float32 scores that XLA is thought to keep in vector memory, with
 # their exponentials: half of the 64 MiB of v5p and tpu7x. A guess: unmeasured.
 _STAYS = 32 * 2**20
+_CODE = 16 * 768**2  # scores of heads side by side: half a minute to compile
 _FEW = 16  # queries; fewer, as when a model decodes, fill no tile of the MXU
 _DTYPES = ("bfloat16", "float32")
 # Blocks of flash under a static mask, and what a pair costs in them: smaller
@@ -135,7 +137,8 @@ def choose(
   kind = "none" if mask is None or isinstance(mask, masks.Full) else "static"
   if kind == "static" and jax.tree.leaves(mask):
     kind = "data"
-  if max(T, S) <= LONGEST:
+  packed = [True, False] if packs(q_shape, k_shape, v_shape) else [False]
+  for each in packed if max(T, S) <= LONGEST else ():
     found = whole(
       (B, K, N // K),
       (T, S),
@@ -143,7 +146,7 @@ def choose(
       np.dtype(jnp.dtype(dtype)).itemsize,
       None if bias_shape is None else tuple(bias_shape),
       Key(chip, "whole", bucket(S), H, kind, name),
-      packs(q_shape, k_shape, v_shape),
+      each,
     )
     if found is not None:
       return found
@@ -157,12 +160,18 @@ def packs(
 ) -> bool:
   """Says whether the whole-sequence kernel takes arrays as [B T N*H].
 
-  Where heads fill tiles of lanes evenly and each has keys of its own: nothing
-  need then be laid with heads first, and 64 lanes are not padded to 128.
+  Where heads fill tiles of lanes together and each has keys of its own: nothing
+  need then be laid with heads first, and 64 lanes are not padded to 128. Heads
+  of 72, 80 or 88 end together after 16, 8 or 16; these are all laid side by side
+  in the code, so that there may not be too many scores of them.
   """
-  _, _, N, H = q_shape
-  even = H % LANES == 0 or (LANES % H == 0 and H >= 16 and N * H % LANES == 0)
-  return even and k_shape[2] == N and v_shape[3] == H
+  _, T, N, H = q_shape
+  alike = k_shape[2] == N and v_shape[3] == H
+  share = sharing(H)
+  # Heads that end within a tile each have code of their own.
+  small = H >= 16 and H % 8 == 0 and (share * T * k_shape[1] <= _CODE)
+  even = LANES % H == 0 or H % LANES == 0
+  return alike and N % share == 0 and (small or (even and H >= 16))
 
 
 def _by_lines(
@@ -242,11 +251,13 @@ def attend(
   if isinstance(mask, masks.Full):
     mask = None
   packed = packs(*shapes)
+  if isinstance(tiles, Whole):
+    packed = packed and tiles.kv_heads % sharing(H) == 0
   lines = _by_lines(mask, T, k_BSKH.shape[1], bias is not None)
   if isinstance(tiles, Whole) and lines is not None:
     # It lays tokens in its registers, where these fill them.
     whole = (lines.text | lines.rows | lines.columns) % 16 == 0
-    lines = lines if packed and whole and H <= LANES else None
+    lines = lines if packed and whole and LANES % H == 0 else None
   mask = lines or mask
   band = False
   if isinstance(bias, Bias):
@@ -318,7 +329,7 @@ def _flash(rule, tiles, interpret, qkv, bias, *rest) -> jax.Array:
 
 def _apart(rule, tiles, interpret, qkv, bias, *rest) -> jax.Array:
   """Calls the whole-sequence kernel, of heads first."""
-  plan = tpu_whole.Plan(rule, tiles, interpret)
+  plan = tpu_call.Plan(rule, tiles, interpret)
   q, k, v = (x.swapaxes(1, 2) for x in qkv)
   (B, N, T, H), K = q.shape, k.shape[1]
   q = q.reshape(B, K, N // K, T, H)
@@ -330,7 +341,7 @@ def _apart(rule, tiles, interpret, qkv, bias, *rest) -> jax.Array:
 def _packed(rule, tiles, interpret, qkv, bias, *rest) -> jax.Array:
   """Calls the whole-sequence kernel, of arrays as projections leave them."""
   shape = qkv[0].shape
-  plan = tpu_whole.Plan(rule, tiles, interpret, shape[-1])
+  plan = tpu_call.Plan(rule, tiles, interpret, shape[-1])
   flat = (x.reshape(*x.shape[:2], -1) for x in qkv)
   bias = _grouped(bias, shape[2], shape[2])
   out: Any = tpu_whole_backward.attend(plan, *flat, bias, *rest)

@@ -15,24 +15,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from mmjax.ops.kernels import tpu_scores as tile
+from mmjax.ops.kernels.tpu_call import Call, Plan, of_lines, side_by_side
 from mmjax.ops.kernels.tpu_chunks import pieces
-from mmjax.ops.kernels.tpu_whole import (
-  Call,
+from mmjax.ops.kernels.tpu_heads import (
   Heads,
-  Plan,
   Unit,
   cut,
   each,
   each_tile,
   firsts,
-  forward,
   join,
-  keys_first,
-  of_lines,
   pipeline,
-  side_by_side,
   units,
 )
+from mmjax.ops.kernels.tpu_whole import forward, keys_first
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -142,9 +138,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
       for queries, keys in pieces(unit.chunk, run):
         some = cut(ds, queries)
         add(unit, 0, keys, tile.dot(cut(q, queries), some, 1, 1) * rule.scale)
-        add(
-          unit, 1, keys, tile.dot(cut(d_out, queries), cut(p, queries), 1, 1)
-        )
+        add(unit, 1, keys, tile.dot(cut(d_out, queries), cut(p, queries), 1, 1))
         k = heads.turned(heads.k, unit, keys, of_keys=True)
         parts.append(tile.dot(k, some, 1, 0) * rule.scale)
       dq += join(parts, 1)

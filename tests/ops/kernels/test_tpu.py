@@ -165,6 +165,26 @@ FAST = {
     rate=0.3,
     softcap=2.0,
   ),
+  # Heads of 48 end within tiles: eight fill three of these together.
+  "whole-across": dict(
+    name="causal_late",
+    tiles=Whole(1, 8, 1, 128, 8),
+    N=8,
+    K=8,
+    H=48,
+    W=48,
+    rate=0.2,
+    dtype="bfloat16",
+  ),
+  "whole-across-loop": dict(
+    name="segments",
+    tiles=Whole(1, 32, 1, 128, 8),
+    N=32,
+    K=32,
+    H=24,
+    W=24,
+    bias=(1, 1, 37, 45),
+  ),
   "whole-wide": dict(
     name="causal_late",
     tiles=Whole(1, 2, 1, 128, 2),

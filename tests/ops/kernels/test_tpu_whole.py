@@ -1,39 +1,48 @@
+"""The forward pass, and the log of sums that the backward one takes."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from scipy import special
 
 from mmjax.ops import masks
-from mmjax.ops.kernels import tpu_chunks, tpu_scores, tpu_whole, tpu_whole_backward
+from mmjax.ops.kernels import tpu_call, tpu_scores, tpu_whole
 from mmjax.ops.kernels.tiles import Whole
 
-T, H = 512, 8
-MASK = masks.Local(60, 0)
 
-
-def _dense(q, k, v):
-  """Attention of one head, as the formula says."""
-  seen = np.asarray(masks.dense(MASK, T, T))[0, 0]
-  scores = jnp.where(seen, 0.3 * q @ k.T, -jnp.inf)
-  return jax.nn.softmax(scores) @ v
-
-
-def test_a_window_in_one_tile_for_all_queries():
+@pytest.mark.parametrize(
+  "dtype, within", [("float32", 1e-5), ("bfloat16", 2e-2)]
+)
+@pytest.mark.parametrize("width, share", [(16, 8), (64, 2), (20, 1)])
+def test_values_and_log_of_sums(width, share, dtype, within):
+  """Rows of ones beside the values sum the weights; one query sees nothing."""
+  T, S, N = 37, 45, share
+  mask = masks.Causal(-1)
   rule = tpu_scores.Rule(
-    jax.tree.structure(MASK), (), 0.3, None, rate=0.0, biased=False
+    jax.tree.structure(mask), (), 0.3, None, rate=0.0, biased=False
   )
-  chunks = tpu_chunks.chunks(rule, T, T, T)
-  assert [run.step for *_, runs in chunks for run in runs][-1] == 128
-  plan = tpu_whole.Plan(rule, Whole(1, 1, 1, T, 1), True)
+  packed = N > 1
+  plan = tpu_call.Plan(rule, Whole(1, N, 1, 128, N), True, width * packed)
   draw = np.random.default_rng(0)
-  q, k, v, g = (
-    jnp.asarray(draw.normal(size=(T, H)), "float32") for _ in "qkvg"
-  )
-
-  def ours(q, k, v):
-    four = q[None, None, None], k[None, None], v[None, None]
-    return tpu_whole_backward.attend(plan, *four, None, (), None)[0, 0, 0]
-
-  got, pull = jax.vjp(ours, q, k, v)
-  want, truth = jax.vjp(_dense, q, k, v)
-  for a, b in zip((got, *pull(g)), (want, *truth(g)), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+  shapes = (1, T, N, width), (1, S, N, width), (1, S, N, width)
+  q, k, v = (jnp.asarray(draw.normal(size=x), dtype) for x in shapes)
+  if packed:
+    given = [x.reshape(*x.shape[:2], -1) for x in (q, k, v)]
+  else:
+    given = [q.swapaxes(1, 2)[:, :, None], k.swapaxes(1, 2), v.swapaxes(1, 2)]
+  out, lse = tpu_whole.forward(plan, (*given, None, (), None), keep=True)
+  q, k, v = (np.asarray(x, np.float64)[0].swapaxes(0, 1) for x in (q, k, v))
+  seen = np.asarray(masks.dense(mask, T, S))[0, 0]
+  scores = np.where(seen, 0.3 * q @ k.swapaxes(1, 2), -np.inf)[:, 1:]
+  want = special.softmax(scores, -1) @ v
+  out = np.asarray(out, np.float64)
+  if packed:
+    out = out.reshape(T, N, width).swapaxes(0, 1)
+  out = out.reshape(N, T, width)
+  np.testing.assert_allclose(out[:, 1:], want, atol=within)
+  np.testing.assert_array_equal(out[:, 0], 0.0)
+  logs = np.asarray(lse).reshape(N, T)
+  want = special.logsumexp(scores, -1) * np.log2(np.e)
+  np.testing.assert_allclose(logs[:, 1:], want, atol=within)
+  assert np.isposinf(logs[:, 0]).all()  # so that its weights come out 0

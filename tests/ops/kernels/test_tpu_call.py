@@ -1,0 +1,64 @@
+"""Blocks and costs of the whole-sequence kernels, by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mmjax.ops.kernels import tiles, tpu_call, tpu_scores
+from mmjax.ops.kernels.tiles import Whole
+
+RULE = tpu_scores.Rule(None, (), 1.0, None, 0.0, False)
+
+
+def _call(tiles, *shape, width=0, backward=False):
+  x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+  q = x
+  if not width:
+    q = jax.ShapeDtypeStruct((*shape[:2], 1, *shape[2:]), jnp.bfloat16)
+  plan = tpu_call.Plan(RULE, tiles, True, width)
+  return tpu_call.Call(plan, (q, x, x, None, (), None), backward)
+
+
+@pytest.mark.parametrize(
+  "width, heads", [(16, 8), (64, 2), (72, 16), (80, 8), (88, 16), (128, 1)]
+)
+def test_heads_that_fill_tiles_of_lanes_together(width, heads):
+  assert tiles.sharing(width) == heads
+  assert heads * width % 128 == 0
+  assert all(n * width % 128 for n in range(1, heads))
+
+
+def test_a_block_of_packed_heads_is_some_lanes_of_all_tokens():
+  call = _call(Whole(2, 4, 1, 128, 4), 8, 197, 12 * 64, width=64)
+  assert call.heads == (8, 12, 1) and call.share == 2
+  assert call.counts == (4, 3, 1) and (call.T, call.S) == (197, 197)
+  spec = call.specs[0]
+  assert spec.block_shape == (2, 197, 4 * 64)
+  assert spec.index_map(3, 2, 0) == (3, 0, 2)
+
+
+def test_a_block_of_heads_first_is_some_heads():
+  call = _call(Whole(2, 4, 1, 128, 4), 8, 12, 197, 72)
+  assert call.heads == (8, 12, 1) and call.share == 1
+  assert call.specs[0].block_shape == (2, 4, 1, 197, 72)
+  assert call.specs[0].index_map(3, 2, 0) == (3, 2, 0, 0, 0)
+  assert call.specs[1].block_shape == (2, 4, 197, 72)
+
+
+def test_tiles_laid_side_by_side():
+  def of(*given):
+    call = _call(Whole(*given), 8, 197, 12 * 64, width=64)
+    return tpu_call.side_by_side(call)
+
+  assert of(1, 12, 1, 128, 12) == 6  # two heads a tile
+  assert of(1, 12, 1, 128, 4) == 2
+  assert of(1, 2, 1, 128, 8) == 1  # no more than a program has
+  assert of(4, 2, 1, 128, 8) == 4
+
+
+def test_a_pass_has_tiles_of_its_own():
+  both = Whole(1, 4, 1, 256, 4, Whole(1, 2, 1, 128, 2))
+  assert _call(both, 1, 512, 4 * 64, width=64).block == (1, 4, 1)
+  back = _call(both, 1, 512, 4 * 64, width=64, backward=True)
+  assert back.block == (1, 2, 1)
+  assert [stop - start for start, stop, _ in back.chunks] == [128] * 4

@@ -1,0 +1,84 @@
+"""Which head a program computes when, and where it is read from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.ops.kernels import tpu_call, tpu_heads, tpu_scores
+from mmjax.ops.kernels.tiles import Whole
+
+RULE = tpu_scores.Rule(None, (), 1.0, None, 0.0, False)
+
+
+def _call(tiles, batch, heads, width):
+  x = jax.ShapeDtypeStruct((batch, 24, heads * width), jnp.bfloat16)
+  plan = tpu_call.Plan(RULE, tiles, True, width)
+  return tpu_call.Call(plan, (x, x, x, None, (), None), False)
+
+
+@pytest.mark.parametrize("unroll", [1, 2, 3, 4, 6, 12])
+@pytest.mark.parametrize("rows, kv_heads", [(1, 12), (4, 6), (3, 2), (2, 4)])
+def test_each_tile_comes_once(rows, kv_heads, unroll):
+  call = _call(Whole(rows, kv_heads, 1, 128), rows, kv_heads, 64)
+  count = kv_heads // 2
+
+  def run(_):
+    found = jnp.zeros((rows, count), jnp.int32)
+
+    def body(tiles):
+      nonlocal found
+      assert len(tiles) <= max(unroll, count)
+      for b, at in tiles:
+        found = found.at[b, at].add(1)
+
+    def loop(low, high, each, none):
+      nonlocal found
+      for r in range(low, high):  # in place of fori_loop, whose state it is
+        each(r, none)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(jax.lax, "fori_loop", loop)
+      tpu_heads.each_tile(call, unroll, body)
+    return found
+
+  np.testing.assert_array_equal(run(None), 1)
+
+
+def test_stages_of_units_overlap_in_order():
+  said = []
+
+  def stage(name):
+    def do(unit, *found):
+      assert [*found] == [(unit, name - 1)][: name and 1]
+      said.append((unit, name))
+      return ((unit, name),)
+
+    return do
+
+  tpu_heads.pipeline(["a", "b", "c"], *map(stage, range(3)))
+  assert said[:3] == [("a", 0), ("b", 0), ("a", 1)]
+  assert sorted(said) == [(u, n) for u in "abc" for n in range(3)]
+
+
+@pytest.mark.parametrize("width, heads", [(64, 4), (72, 16), (80, 8), (24, 16)])
+def test_a_head_is_read_alone_from_among_others(width, heads):
+  """Of tokens [24 N*H], its columns turned; and beside zeros in its window."""
+  call = _call(Whole(1, heads, 1, 128, heads), 1, heads, width)
+  draw = np.random.default_rng(0)
+  x = jnp.asarray(draw.normal(size=(1, 24, heads * width)), jnp.bfloat16)
+  reader = object.__new__(tpu_heads.Heads)  # no program to ask where it is
+  reader.call, reader.laid = call, {}
+  for unit in tpu_heads.units(
+    call, [(0, i) for i in range(heads // call.share)], [0]
+  ):
+    n = unit.tile * call.share + unit.head
+    want = np.asarray(x, np.float32)[0, :, n * width : (n + 1) * width].T
+    got = reader.turned(x, unit, slice(0, 24))
+    np.testing.assert_array_equal(np.asarray(got, np.float32), want)
+    keys = np.asarray(reader.keys(x, unit, slice(0, 24)), np.float32)
+    alone = np.asarray(reader.alone(got, unit), np.float32)
+    assert keys.shape[1] % 128 == 0 and alone.shape == keys.shape[::-1]
+    np.testing.assert_allclose(
+      keys @ alone, want.T @ want, rtol=1e-5, atol=1e-5
+    )
