@@ -86,6 +86,8 @@ def test_heads_of_a_loop_count_once():
   whole = tiles.Whole(1, 4, 1, 1024, 4)
   assert cycles.straight(whole, cycles.SHAPES["so400m"]) == [4, 4]
   assert cycles.straight(tiles.Flash(512, 512), None) == [0, 0]
+  packed = tiles.Whole(1, 16, 1, 1024, 16)  # all that share tiles of lanes
+  assert cycles.straight(packed, cycles.SHAPES["so400m"]) == [16, 16]
   # Eight query heads of one key head: backward in turn, four at a time.
   grouped = tiles.Whole(1, 1, 8, 384, 4)
   assert cycles.straight(grouped, cycles.SHAPES["paligemma"]) == [8, 4]

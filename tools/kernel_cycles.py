@@ -162,6 +162,8 @@ def laid(tiles: Any, share: int = 1, in_turn: bool = False) -> int:
   """
   if in_turn:
     return _straight(tiles.groups, tiles.unroll)
+  if tiles.kv_heads % share:
+    share = 1  # these are laid with heads first
   count = tiles.kv_heads // share
   side = max(1, tiles.unroll // share // tiles.groups)
   if side >= count:
