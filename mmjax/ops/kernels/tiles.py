@@ -95,6 +95,10 @@ TABLE: dict[Key, Entry] = {
     Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 420 bundles a head of clip",
   ),
+  Key("v5e", "whole", 1024, 72, "none", "bfloat16"): Entry(
+    Whole(1, 16, 1, 1024, 16),
+    "static, libtpu 0.0.42.1: 2404 bundles a head of so400m",
+  ),
   Key("v5e", "whole", 2048, 64, "static", "bfloat16"): Entry(
     Whole(1, 8, 1, 256, 8),
     "static, libtpu 0.0.42.1: 3473 bundles a head of dalle",
@@ -106,6 +110,10 @@ TABLE: dict[Key, Entry] = {
   Key("v5e", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 836 bundles a head of clip",
+  ),
+  Key("v5e", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
+    Whole(1, 16, 1, 256, 16),
+    "static, libtpu 0.0.42.1: 4966 bundles a head of so400m",
   ),
   Key("v5e", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
     Whole(1, 4, 1, 256, 4),
@@ -119,6 +127,10 @@ TABLE: dict[Key, Entry] = {
     Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 427 bundles a head of clip",
   ),
+  Key("v5p", "whole", 1024, 72, "none", "bfloat16"): Entry(
+    Whole(1, 16, 1, 1024, 16),
+    "static, libtpu 0.0.42.1: 2408 bundles a head of so400m",
+  ),
   Key("v5p", "whole", 2048, 64, "static", "bfloat16"): Entry(
     Whole(1, 8, 1, 256, 8),
     "static, libtpu 0.0.42.1: 3472 bundles a head of dalle",
@@ -131,6 +143,10 @@ TABLE: dict[Key, Entry] = {
     Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 833 bundles a head of clip",
   ),
+  Key("v5p", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
+    Whole(1, 16, 1, 256, 16),
+    "static, libtpu 0.0.42.1: 4884 bundles a head of so400m",
+  ),
   Key("v5p", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
     Whole(1, 8, 1, 256, 8),
     "static, libtpu 0.0.42.1: 6273 bundles a head of dalle",
@@ -142,6 +158,10 @@ TABLE: dict[Key, Entry] = {
   Key("v6e", "whole", 512, 64, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 303 cycles a head of clip",
+  ),
+  Key("v6e", "whole", 1024, 72, "none", "bfloat16"): Entry(
+    Whole(1, 16, 1, 1024, 16),
+    "static, libtpu 0.0.42.1: 1478 cycles a head of so400m",
   ),
   Key("v6e", "whole", 2048, 64, "none", "bfloat16"): Entry(
     Whole(1, 4, 1, 384, 4),
@@ -158,6 +178,10 @@ TABLE: dict[Key, Entry] = {
   Key("v6e", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 512, 16),
     "static, libtpu 0.0.42.1: 641 cycles a head of clip",
+  ),
+  Key("v6e", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
+    Whole(1, 16, 1, 256, 16),
+    "static, libtpu 0.0.42.1: 2604 cycles a head of so400m",
   ),
   Key("v6e", "whole_backward", 2048, 64, "none", "bfloat16"): Entry(
     Whole(1, 8, 1, 256, 8),
