@@ -23,12 +23,16 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
+  "lxmert": Shape(16, 20, 36, 12, 12, 64),
+  "text": Shape(16, 77, 77, 8, 8, 64, True),
+  "bert": Shape(8, 128, 128, 12, 12, 64),
   "vit": Shape(4, 197, 197, 12, 12, 64),
   "clip": Shape(4, 257, 257, 16, 16, 64),
   "so400m": Shape(1, 729, 729, 16, 16, 72),
   "whisper": Shape(1, 1500, 1500, 8, 8, 64),
   "paligemma": Shape(1, 384, 384, 8, 1, 256),
   "gpt3": Shape(1, 2048, 2048, 4, 4, 128, True),
+  "dalle_none": Shape(1, 1280, 1280, 16, 16, 64),
   "dalle": Shape(1, 1280, 1280, 16, 16, 64, True),
   "dalle_row": Shape(1, 1280, 1280, 16, 16, 64, True, "row"),
   "dalle_column": Shape(1, 1280, 1280, 16, 16, 64, True, "column"),

@@ -54,12 +54,12 @@ def candidates(shape: Shape) -> list[Whole | Flash]:
   if longest > tiles.LONGEST:
     sizes = (512, 1024, 2048)
     return [Flash(*pair) for pair in itertools.product(sizes, sizes)]
-  rows = [tiles.bucket(shape.queries)]  # all
+  rows = [max(tiles.LANES, tiles.bucket(shape.queries))]  # all
   rows += [n for n in (256, 384, 512) if n < shape.queries and longest > 384]
   groups = shape.heads // shape.kv_heads
   found = []
-  # More would take minutes to compile where there are many tokens.
   share = kernel_cycles.sharing(shape)
+  # More would take minutes to compile where there are many tokens.
   side_by_side = {share, 1, 2, 4, 8, *((12, 16) if longest <= 384 else ())}
   for unroll, n in itertools.product(sorted(side_by_side), rows):
     if unroll % share or shape.heads % unroll:

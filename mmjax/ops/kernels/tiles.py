@@ -311,7 +311,7 @@ def _wish(T: int, S: int) -> Whole:
   """Returns what the rule asks for, had it heads and memory enough."""
   rows = T if T <= 768 else 512
   # Heads side by side fill what one alone would wait for, until their scores
-  # spill: by the estimates 12 of 197 tokens take 0.75 of the cycles of 4.
+  # spill: by the estimates 12 of 197 tokens take 0.63 of the cycles of 4.
   longest = max(T, S)
   most = ((320, 16), (384, 8))
   unroll = next((n for length, n in most if longest <= length), 4)

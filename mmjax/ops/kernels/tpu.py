@@ -88,14 +88,14 @@ def refuses(
   tiles = choose(
     q_shape, k_shape, v_shape, dtype, mask=mask, bias_shape=bias_shape
   )
-  few = not named and isinstance(tiles, Whole)
-  if few and T < _FEW:
+  may_pass = not named and isinstance(tiles, Whole)
+  if may_pass and T < _FEW:
     return (
       f"{T} queries are few (less than {_FEW}): XLA reads keys and values as "
       "fast as there are any; give impl='tpu' to insist"
     )
   laid = not packs(q_shape, k_shape, v_shape)
-  if few and laid and 4 * B * N * T * S <= _STAYS:
+  if may_pass and laid and 4 * B * N * T * S <= _STAYS:
     return (
       f"the {4 * B * N * T * S / 2**20:.1f} MiB of scores stay in vector memory"
       f" (up to {_STAYS // 2**20} MiB), where XLA is no slower by estimate; "

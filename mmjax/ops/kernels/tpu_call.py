@@ -142,7 +142,6 @@ class Call:
     H, other = self.widths
     products = 3 * H + 2 * other if self.backward else H + other
     inputs = [*self.inputs, *(x for x, _ in extra)]
-    outs = list(outs)
     arrays = [*inputs, *(x for x, _ in outs)]
     if self.packed and self.counts[1] > 1 and not self.plan.interpret:
       # What XLA puts in vector memory by itself is cut into blocks by loads and

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 
 from mmjax.ops.kernels import tpu_scores as tile
 from mmjax.ops.kernels.tiles import LANES
-from mmjax.ops.kernels.tpu_call import Call
+from mmjax.ops.kernels.tpu_call import Call, side_by_side
 from mmjax.ops.kernels.tpu_chunks import Chunk, Run, pieces
 
 _PACKED = 16  # rows of a register of 16 bits
@@ -120,18 +120,20 @@ class Heads:
 
   def keys(self, ref, unit: Unit, span: slice) -> jax.Array:
     """Loads keys, or values, of a unit's head among others, [n lanes]."""
-    kept, at = self.view(ref, unit, span, True)
-    return kept[at] if self.call.share == 1 else kept[self._some(at, unit)]
+    return self._load(ref, unit, span, True)
 
-  def _some(self, at: tuple[Any, ...], unit: Unit) -> tuple[Any, ...]:
-    """Returns a place in a tile with the lanes of a unit's window alone."""
+  def _load(self, ref, unit: Unit, span: slice, of_keys: bool) -> jax.Array:
+    """Loads some tokens, of the lanes of a unit's window alone."""
+    kept, at = self.view(ref, unit, span, of_keys)
+    if self.call.share == 1:
+      return kept[at]
     first, stop = self._window(unit)
     *before, lanes = at
     if isinstance(lanes, slice):
       start = lanes.start or 0
-      return (*before, slice(start + first, start + stop))
+      return kept[(*before, slice(start + first, start + stop))]
     start = pl.multiple_of(lanes.start + first, LANES)
-    return (*before, pl.ds(start, stop - first))
+    return kept[(*before, pl.ds(start, stop - first))]
 
   def turned(
     self, ref, unit: Unit, span: slice, of_keys: bool = False
@@ -140,10 +142,7 @@ class Heads:
     window = self._window(unit)
     name = (id(ref), span.start, span.stop, window)
     if name not in unit.memo:
-      kept, at = self.view(ref, unit, span, of_keys)
-      if self.call.share > 1:
-        at = self._some(at, unit)
-      unit.memo[name] = kept[at].T
+      unit.memo[name] = self._load(ref, unit, span, of_keys).T
     x = unit.memo[name]
     if self.call.share == 1:
       return x
@@ -318,9 +317,10 @@ def pipeline(many: Sequence[Unit], *stages: Callable[..., Any]) -> None:
 
 
 def each_tile(
-  call: Call, unroll: int, body: Callable[[Sequence[tuple[Any, Any]]], None]
+  call: Call, body: Callable[[Sequence[tuple[Any, Any]]], None]
 ) -> None:
-  """Calls body on all tiles (b, tile) of a program, `unroll` at a time."""
+  """Calls body on all tiles (b, tile) of a program, some side by side."""
+  unroll = side_by_side(call)
   rows, count = call.block[0], call.block[1] // call.share
   if unroll >= count:  # tiles are known when the kernel is compiled
     each(

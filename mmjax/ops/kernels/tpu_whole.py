@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from mmjax.ops.kernels import tpu_scores as tile
 from mmjax.ops.kernels.tiles import LANES
-from mmjax.ops.kernels.tpu_call import Call, Plan, of_lines, side_by_side
+from mmjax.ops.kernels.tpu_call import Call, Plan, of_lines
 from mmjax.ops.kernels.tpu_chunks import pieces
 from mmjax.ops.kernels.tpu_heads import (
   Heads,
@@ -102,7 +102,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
     for unit in firsts(tiles):
       heads.lay_back(out_ref, unit)
 
-  each_tile(call, side_by_side(call), several)
+  each_tile(call, several)
 
 
 def forward(

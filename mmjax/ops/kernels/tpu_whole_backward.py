@@ -169,7 +169,6 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
       for ref, total in zip((dk_ref, dv_ref), sums, strict=False):
         heads.write_keys(ref, unit, total[unit.slot])
 
-  unroll = call.tiles.unroll
   if call.heads[2] == 1:
 
     def several(tiles):
@@ -181,7 +180,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
         heads.lay_back(dq_ref, unit)
       write(tiles)
 
-    each_tile(call, side_by_side(call), several)
+    each_tile(call, several)
     return
 
   def shared(tiles):
@@ -189,14 +188,14 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
     pl.when(last == 0)(lambda: clear(1))
     each(
       call.block[2],
-      unroll,
+      call.tiles.unroll,
       lambda groups: pipeline(
         units(call, tiles, groups), scores, gradients, products
       ),
     )
     pl.when(last == call.counts[2] - 1)(lambda: write(tiles))
 
-  each_tile(call, 1, shared)
+  each_tile(call, shared)
 
 
 def _backward(

@@ -20,7 +20,7 @@ def _call(tiles, batch, heads, width):
 @pytest.mark.parametrize("unroll", [1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize("rows, kv_heads", [(1, 12), (4, 6), (3, 2), (2, 4)])
 def test_each_tile_comes_once(rows, kv_heads, unroll):
-  call = _call(Whole(rows, kv_heads, 1, 128), rows, kv_heads, 64)
+  call = _call(Whole(rows, kv_heads, 1, 128, 2 * unroll), rows, kv_heads, 64)
   count = kv_heads // 2
 
   def run(_):
@@ -39,7 +39,7 @@ def test_each_tile_comes_once(rows, kv_heads, unroll):
 
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(jax.lax, "fori_loop", loop)
-      tpu_heads.each_tile(call, unroll, body)
+      tpu_heads.each_tile(call, body)
     return found
 
   np.testing.assert_array_equal(run(None), 1)
