@@ -91,8 +91,8 @@ def refuses(
   may_pass = not named and isinstance(tiles, Whole)
   if may_pass and T < _FEW:
     return (
-      f"{T} queries are few (less than {_FEW}): XLA reads keys and values as "
-      "fast as there are any; give impl='tpu' to insist"
+      f"{T} queries are few (less than {_FEW}), so that any kernel waits for "
+      "keys and values, as XLA does; give impl='tpu' to insist"
     )
   laid = not packs(q_shape, k_shape, v_shape)
   if may_pass and laid and 4 * B * N * T * S <= _STAYS:
