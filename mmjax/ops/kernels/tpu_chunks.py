@@ -104,6 +104,12 @@ def pieces(chunk: Chunk, run: Run) -> list[tuple[slice, slice]]:
   ]
 
 
+def aligned(keys: slice, S: int) -> slice:
+  """Returns the keys from and to the next multiples of 128, or to the end."""
+  start = keys.start // _GRAIN * _GRAIN
+  return slice(start, min(-(-keys.stop // _GRAIN) * _GRAIN, S))
+
+
 def _all(kinds: np.ndarray) -> np.ndarray:
   """Returns of what kind the blocks of some rows are together."""
   alike = (kinds == kinds[:1]).all(0)

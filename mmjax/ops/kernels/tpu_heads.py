@@ -140,10 +140,13 @@ class Heads:
   ) -> jax.Array:
     """Loads tokens of the unit's head, turned, [H n]."""
     window = self._window(unit)
-    name = (id(ref), span.start, span.stop, window)
-    if name not in unit.memo:
-      unit.memo[name] = self._load(ref, unit, span, of_keys).T
-    x = unit.memo[name]
+    parts = []
+    for some in self._blocks(span) if of_keys else [span]:
+      name = (id(ref), some.start, some.stop, window)
+      if name not in unit.memo:
+        unit.memo[name] = self._load(ref, unit, some, of_keys).T
+      parts.append(unit.memo[name])
+    x = join(parts, 1)
     if self.call.share == 1:
       return x
     H = self.call.plan.width
@@ -152,6 +155,15 @@ class Heads:
       return x[first : first + H]
     # Numbers of 16 bits lie in pairs of rows; those of 32 are cut anywhere.
     return x.astype(jnp.float32)[first : first + H].astype(x.dtype)
+
+  def _blocks(self, span: slice) -> list[slice]:
+    """Cuts keys where runs do, so that each is turned once."""
+    if self.rule.mask is None:
+      return [span]
+    return [
+      slice(i, min(i + LANES, span.stop))
+      for i in range(span.start, span.stop, LANES)
+    ]
 
   def alone(self, x: jax.Array, unit: Unit) -> jax.Array:
     """Puts a head's [H n] where it is in its window, beside zeros."""
@@ -272,6 +284,13 @@ def cut(x: jax.Array, queries: slice) -> jax.Array:
   if queries.stop - queries.start == x.shape[1]:
     return x
   return jax.lax.slice_in_dim(x, queries.start, queries.stop, axis=1)
+
+
+def spread(x: jax.Array, keys: slice, among: slice) -> jax.Array:
+  """Puts weights of keys, [keys queries], among others, which are zero."""
+  counts = keys.start - among.start, among.stop - keys.stop
+  before, after = (jnp.zeros((n, x.shape[1]), x.dtype) for n in counts)
+  return join([part for part in (before, x, after) if part.shape[0]], 0)
 
 
 def join(parts: Sequence[Any], axis: int) -> Any:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from mmjax.ops.kernels import tpu_scores as tile
 from mmjax.ops.kernels.tiles import LANES
 from mmjax.ops.kernels.tpu_call import Call, Plan, of_lines
-from mmjax.ops.kernels.tpu_chunks import pieces
+from mmjax.ops.kernels.tpu_chunks import aligned, pieces
 from mmjax.ops.kernels.tpu_heads import (
   Heads,
   cut,
@@ -36,6 +36,7 @@ from mmjax.ops.kernels.tpu_heads import (
   firsts,
   join,
   pipeline,
+  spread,
   units,
 )
 
@@ -72,11 +73,12 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
       p = heads.thin(p, unit, run).astype(heads.v.dtype)
       parts = []
       for queries, keys in pieces(unit.chunk, run):
-        v = heads.turned(heads.v, unit, keys, of_keys=True)
+        wide = aligned(keys, call.S)
+        v = heads.turned(heads.v, unit, wide, of_keys=True)
         if ones:
           some = jnp.ones((ones, v.shape[1]), v.dtype)
           v = jnp.concatenate([v, some], 0)
-        parts.append(tile.dot(v, cut(p, queries), 1, 0))
+        parts.append(tile.dot(v, spread(cut(p, queries), keys, wide), 1, 0))
       out += join(parts, 1)
     start, stop, runs = unit.chunk
     # Of a row that sees nothing: infinite, so that its weights come out 0.

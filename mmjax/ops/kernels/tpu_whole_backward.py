@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from mmjax.ops.kernels import tpu_scores as tile
 from mmjax.ops.kernels.tpu_call import Call, Plan, of_lines, side_by_side
-from mmjax.ops.kernels.tpu_chunks import pieces
+from mmjax.ops.kernels.tpu_chunks import aligned, pieces
 from mmjax.ops.kernels.tpu_heads import (
   Heads,
   Unit,
@@ -26,6 +26,7 @@ from mmjax.ops.kernels.tpu_heads import (
   firsts,
   join,
   pipeline,
+  spread,
   units,
 )
 from mmjax.ops.kernels.tpu_whole import forward, keys_first
@@ -136,10 +137,11 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
     for run, (p, ds) in zip(unit.chunk[2], found, strict=True):
       parts = []
       for queries, keys in pieces(unit.chunk, run):
-        some = cut(ds, queries)
-        add(unit, 0, keys, tile.dot(cut(q, queries), some, 1, 1) * rule.scale)
-        add(unit, 1, keys, tile.dot(cut(d_out, queries), cut(p, queries), 1, 1))
-        k = heads.turned(heads.k, unit, keys, of_keys=True)
+        wide = aligned(keys, call.S)
+        some, kept = (spread(cut(x, queries), keys, wide) for x in (ds, p))
+        add(unit, 0, wide, tile.dot(cut(q, queries), some, 1, 1) * rule.scale)
+        add(unit, 1, wide, tile.dot(cut(d_out, queries), kept, 1, 1))
+        k = heads.turned(heads.k, unit, wide, of_keys=True)
         parts.append(tile.dot(k, some, 1, 0) * rule.scale)
       dq += join(parts, 1)
     start, stop, runs = unit.chunk

@@ -88,3 +88,10 @@ def test_work_is_that_of_the_masks_blocks():
       done, _ = _covered(cut, T, T)
       assert done.sum() == tpu_chunks.pairs(cut)
       assert seen < done.sum() < most * density * whole, (mask, density)
+
+
+def test_keys_from_and_to_whole_registers():
+  of = tpu_chunks.aligned
+  assert of(slice(352, 512), 1280) == slice(256, 512)
+  assert of(slice(0, 130), 700) == slice(0, 256)
+  assert of(slice(640, 690), 700) == slice(640, 700)  # or to the end

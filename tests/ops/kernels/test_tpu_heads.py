@@ -1,10 +1,13 @@
 """Which head a program computes when, and where it is read from."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax.ops import masks
 from mmjax.ops.kernels import tpu_call, tpu_heads, tpu_scores
 from mmjax.ops.kernels.tiles import Whole
 
@@ -82,3 +85,30 @@ def test_a_head_is_read_alone_from_among_others(width, heads):
     np.testing.assert_allclose(
       keys @ alone, want.T @ want, rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("among", [(0, 128), (32, 128), (0, 64), (32, 64)])
+def test_weights_among_those_of_other_keys(among):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(32, 5)), jnp.bfloat16)
+  got = tpu_heads.spread(x, slice(32, 64), slice(*among))
+  want = np.zeros((128, 5), np.float32)
+  want[32:64] = np.asarray(x, np.float32)
+  np.testing.assert_array_equal(
+    np.asarray(got, np.float32), want[slice(*among)]
+  )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_keys_are_turned_once(masked):
+  """Of a mask, whose runs of keys overlap, block by block."""
+  call = _call(Whole(1, 2, 1, 128, 2), 1, 2, 64)
+  reader = object.__new__(tpu_heads.Heads)
+  reader.call, reader.laid = call, {}
+  mask = jax.tree.structure(masks.Causal()) if masked else None
+  reader.rule = dataclasses.replace(RULE, mask=mask)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 400, 128)))
+  unit = tpu_heads.units(call, [(0, 0)], [0])[1]  # the second head
+  for first, stop in ((0, 256), (128, 400)):
+    got = reader.turned(x, unit, slice(first, stop), of_keys=True)
+    np.testing.assert_array_equal(got, x[0, first:stop, 64:].T)
+  assert len(unit.memo) == (4 if masked else 2)
