@@ -62,6 +62,9 @@ CASES = {
     k=(2, 384, 1, 256),
     mask=masks.PrefixLengths(_lengths(2)) | masks.Causal(),
   ),
+  "gemma2-1000": dict(
+    q=(2, 1000, 16, 256), k=(2, 1000, 8, 256), mask=masks.Causal(), softcap=50.0
+  ),
   "dalle-row": _self(1, 1280, 62, 64, masks.Row(*DALLE)),
   "dalle-column": _self(1, 1280, 62, 64, masks.Column(*DALLE)),
   "dalle-conv": _self(1, 1280, 62, 64, masks.Conv(*DALLE, 11)),

@@ -13,7 +13,8 @@ from typing import NamedTuple
 class Whole:
   """Tiles of `tpu_whole`.
 
-  batch, kv_heads, groups: rows, key heads, and query heads of each, a program.
+  batch, kv_heads, groups: rows, key heads, and query heads of each, a program;
+    all query heads, if there are several rows or key heads.
   rows: queries a chunk at most, a multiple of 128 (or all).
   unroll: heads whose code is laid side by side, so that the products of one
     run beside the softmax of the next.
@@ -282,7 +283,7 @@ def whole(
     head = G * per_query + per_key
     kv_heads = batch = 1
     most = max(1, wish.batch * wish.kv_heads * wish.groups // G)
-    if packed:
+    if packed and G == 1:
       # Tiles of lanes lie side by side, so that which is known; loops are over
       # rows.
       share = sharing(widths[0])
@@ -297,7 +298,7 @@ def whole(
       batch = fit(B, head * K, max(1, most // K)) if kv_heads == K else 1
     count = batch * kv_heads * group
     unroll = max(m for m in range(1, wish.unroll + 1) if count % m == 0)
-    if packed:
+    if packed and G == 1:
       unroll = max(unroll, kv_heads)
     return Whole(batch, kv_heads, group, chunk_rows, unroll)
 

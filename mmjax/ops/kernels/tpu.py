@@ -160,14 +160,15 @@ def packs(
 ) -> bool:
   """Says whether the whole-sequence kernel takes arrays as [B T N*H].
 
-  Where heads fill tiles of lanes together and each has keys of its own: nothing
-  need then be laid with heads first, and 64 lanes are not padded to 128. Heads
-  of 72, 80 or 88 end together after 16, 8 or 16; these are all laid side by side
-  in the code, so that there may not be too many scores of them.
+  Where heads fill tiles of lanes together and each has keys of its own, or where
+  each fills tiles alone: nothing need then be laid with heads first, and 64
+  lanes are not padded to 128. Heads of 72, 80 or 88 end together after 16, 8 or
+  16; these are all laid side by side in the code, so that there may not be too
+  many scores of them.
   """
   _, T, N, H = q_shape
-  alike = k_shape[2] == N and v_shape[3] == H
   share = sharing(H)
+  alike = v_shape[3] == H and (k_shape[2] == N or share == 1)
   # Heads that end within a tile each have code of their own.
   small = H >= 16 and H % 8 == 0 and (share * T * k_shape[1] <= _CODE)
   even = LANES % H == 0 or H % LANES == 0
@@ -257,7 +258,8 @@ def attend(
   if isinstance(tiles, Whole) and lines is not None:
     # It lays tokens in its registers, where these fill them.
     whole = (lines.text | lines.rows | lines.columns) % 16 == 0
-    lines = lines if packed and whole and LANES % H == 0 else None
+    whole = whole and LANES % H == 0 and k_BSKH.shape[2] == N
+    lines = lines if packed and whole else None
   mask = lines or mask
   band = False
   if isinstance(bias, Bias):
@@ -343,7 +345,7 @@ def _packed(rule, tiles, interpret, qkv, bias, *rest) -> jax.Array:
   shape = qkv[0].shape
   plan = tpu_call.Plan(rule, tiles, interpret, shape[-1])
   flat = (x.reshape(*x.shape[:2], -1) for x in qkv)
-  bias = _grouped(bias, shape[2], shape[2])
+  bias = _grouped(bias, shape[2], qkv[1].shape[2])
   out: Any = tpu_whole_backward.attend(plan, *flat, bias, *rest)
   return out.reshape(shape)
 

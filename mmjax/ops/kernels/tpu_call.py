@@ -38,9 +38,10 @@ class Plan:
 class Call:
   """Blocks of rows, key heads and their queries, and the order of programs.
 
-  q: [B K G T H], G query heads of K key heads, or [B T N*H]; k: [B K S H]; v:
-  [B K S H']; bias: [B|1 K|1 G|1 S|1 T|1] or None; leaves of the mask: int32
-  [B], [B 1 T] or [B 1 S]; seeds: of dropout, int32 [B N] or None.
+  q: [B K G T H], G query heads of K key heads, or [B T K*G*H]; k: [B K S H] or
+  [B S K*H]; v: [B K S H'] or as k; bias: [B|1 K|1 G|1 S|1 T|1] or None; leaves
+  of the mask: int32 [B], [B 1 T] or [B 1 S]; seeds: of dropout, int32 [B N] or
+  None.
   """
 
   def __init__(self, plan: Plan, args: Sequence[Any], backward: bool):
@@ -48,7 +49,7 @@ class Call:
     self.packed = plan.width > 0
     if self.packed:
       (B, self.T, wide), self.S = q.shape, k.shape[1]
-      K, G = wide // plan.width, 1
+      K, G = k.shape[2] // plan.width, wide // k.shape[2]
       self.widths = (plan.width, plan.width)
     else:
       B, K, G, self.T, H = q.shape
@@ -66,6 +67,11 @@ class Call:
     self.counts = tuple(
       n // m for n, m in zip(self.heads, self.block, strict=True)
     )
+    if self.counts[2] > 1 and self.block[0] * self.block[1] > 1:
+      raise ValueError(
+        f"{tiles}: of {G} query heads that share keys, some are a program's; "
+        "give it one row and one key head, whose sums go on in the next."
+      )
     # What is summed over comes last, so that its block stays in place.
     self.order = [0, 1, 2]
     self.summed = [False, False, backward and self.counts[2] > 1]
@@ -87,10 +93,15 @@ class Call:
     """Blocks q, k, v or what has their shape; `blocked` of its first axes."""
     if not self.packed:
       return self.spec(x.shape, blocked)
-    size = (self.block[0], x.shape[1], self.block[1] * self.plan.width)
-    return pl.BlockSpec(
-      size, lambda *programs: (self.at(programs)[0], 0, self.at(programs)[1])
-    )
+    rows, many, groups = self.block
+    many *= groups if blocked == 3 else 1
+
+    def index(*programs):
+      b, k, g = (self.at(programs)[axis] for axis in range(3))
+      # The query heads of several key heads are all of them, or of one some.
+      return b, 0, k * self.counts[2] + g if blocked == 3 else k
+
+    return pl.BlockSpec((rows, x.shape[1], many * self.plan.width), index)
 
   def spec(self, shape: Sequence[int], blocked: int) -> pl.BlockSpec:
     """Blocks the first axes of an array by (b, k, g); the rest is whole."""
@@ -143,7 +154,8 @@ class Call:
     products = 3 * H + 2 * other if self.backward else H + other
     inputs = [*self.inputs, *(x for x, _ in extra)]
     arrays = [*inputs, *(x for x, _ in outs)]
-    if self.packed and self.counts[1] > 1 and not self.plan.interpret:
+    some = self.counts[1] * self.counts[2] > 1
+    if self.packed and some and not self.plan.interpret:
       # What XLA puts in vector memory by itself is cut into blocks by loads and
       # stores; from HBM the copy engine brings some of the lanes as they are.
       inputs = [_in_hbm(x) for x in inputs]

@@ -106,9 +106,12 @@ class Heads:
       at = (unit.b, unit.tile) if of_keys else (unit.b, unit.tile, unit.g)
       return (*at, span, slice(None))
     width = self.call.share * self.call.plan.width
-    if isinstance(unit.tile, int):
-      return unit.b, span, slice(unit.tile * width, (unit.tile + 1) * width)
-    return unit.b, span, pl.ds(pl.multiple_of(unit.tile * width, LANES), width)
+    n = unit.tile
+    if not of_keys:
+      n = n * self.call.block[2] + unit.g
+    if isinstance(n, int):
+      return unit.b, span, slice(n * width, (n + 1) * width)
+    return unit.b, span, pl.ds(pl.multiple_of(n * width, LANES), width)
 
   def _window(self, unit: Unit) -> tuple[int, int]:
     """Returns the lanes of the tile, in whole registers, that have the head."""

@@ -123,7 +123,8 @@ def forward(
   """
   call = Call(plan, keys_first(args), backward=False)
   q, v = args[0], args[2]
-  out = jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), q.dtype)
+  width = q.shape[-1] if plan.width else v.shape[-1]
+  out = jax.ShapeDtypeStruct((*q.shape[:-1], width), q.dtype)
   outs = [(out, call.of_heads(out, 3))]
   if keep:
     lse = jax.ShapeDtypeStruct((*call.heads, 1, call.T), jnp.float32)

@@ -46,15 +46,15 @@ def attend(
 
   Args:
     plan: what is static.
-    q: [B K G T H], G query heads of K key heads; or [B T N*H].
-    k: [B K S H], or [B S N*H].
-    v: [B K S H'], or [B S N*H].
+    q: [B K G T H], G query heads of K key heads; or [B T K*G*H].
+    k: [B K S H], or [B S K*H].
+    v: [B K S H'], or [B S K*H].
     bias: [B|1 K|1 G|1 T|1 S|1] or None.
     leaves: of the mask, int32; [B], [B 1 T] or [B 1 S].
     seeds: of dropout, int32 [B N] or None.
 
   Returns:
-    [B K G T H'], or [B T N*H].
+    [B K G T H'], or [B T K*G*H].
   """
   return forward(plan, (q, k, v, bias, leaves, seeds))[0]
 

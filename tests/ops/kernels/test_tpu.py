@@ -193,6 +193,27 @@ FAST = {
     W=128,
     dtype="bfloat16",
   ),
+  # Query heads of one key head in a loop, some a program; and all of several.
+  "whole-grouped-loop": dict(
+    name="lengths",
+    tiles=Whole(1, 1, 4, 128, 2, Whole(1, 1, 2, 128, 1)),
+    N=8,
+    K=1,
+    H=128,
+    W=128,
+    rate=0.3,
+    softcap=2.0,
+  ),
+  "whole-grouped": dict(
+    name="causal_late",
+    tiles=Whole(2, 2, 2, 128, 4),
+    N=8,
+    K=4,
+    H=128,
+    W=128,
+    bias=(1, 8, 37, 45),
+    dtype="bfloat16",
+  ),
   "flash-none": dict(name="none", tiles=FLASH, K=2, W=12, T=16, S=21),
   "flash-causal": dict(
     name="causal_late", tiles=FLASH, bias=(1, 2, 37, 45), softcap=2.0
@@ -260,6 +281,7 @@ FEATURES = (
   dict(rate=0.4, H=16, W=40, bias=(1, 1, 37, 1)),
   dict(T=20, S=36, N=4, K=4, bias=(1, 4, 20, 36), rate=0.1, softcap=1.5),
   dict(N=2, K=2, H=64, W=64, bias=(1, 2, 37, 45), rate=0.2),
+  dict(N=4, K=2, H=128, W=128, bias=(1, 1, 37, 45), rate=0.2),
 )
 
 

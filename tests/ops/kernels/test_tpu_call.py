@@ -37,6 +37,31 @@ def test_a_block_of_packed_heads_is_some_lanes_of_all_tokens():
   assert spec.index_map(3, 2, 0) == (3, 0, 2)
 
 
+def test_a_block_of_query_heads_that_share_keys():
+  """Some of one key head's, or all of several's, which lie in order."""
+  q, k = (jax.ShapeDtypeStruct((2, 24, n * 128), jnp.bfloat16) for n in (12, 3))
+  for tiles, counts, program, lanes in (
+    (Whole(1, 1, 2, 128), (2, 3, 2), (1, 2, 1), (5, 2)),
+    (Whole(1, 3, 4, 128), (2, 1, 1), (1, 0, 0), (0, 0)),
+  ):
+    plan = tpu_call.Plan(RULE, tiles, True, 128)
+    call = tpu_call.Call(plan, (q, k, k, None, (), None), False)
+    assert call.heads == (2, 3, 4) and call.counts == counts
+    for spec, many, at in zip(
+      call.specs, (tiles.groups, 1), lanes, strict=False
+    ):
+      assert spec.block_shape == (1, 24, tiles.kv_heads * many * 128)
+      assert spec.index_map(*program) == (1, 0, at)
+
+
+@pytest.mark.parametrize("tiles", [Whole(2, 1, 2, 128), Whole(1, 3, 2, 128)])
+def test_some_query_heads_of_several_key_heads_are_refused(tiles):
+  q, k = (jax.ShapeDtypeStruct((2, 24, n * 128), jnp.bfloat16) for n in (12, 3))
+  plan = tpu_call.Plan(RULE, tiles, True, 128)
+  with pytest.raises(ValueError, match="one row and one key head"):
+    tpu_call.Call(plan, (q, k, k, None, (), None), True)
+
+
 def test_a_block_of_heads_first_is_some_heads():
   call = _call(Whole(2, 4, 1, 128, 4), 8, 12, 197, 72)
   assert call.heads == (8, 12, 1) and call.share == 1
