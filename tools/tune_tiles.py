@@ -66,7 +66,10 @@ def candidates(shape: Shape) -> list[Whole | Flash]:
       continue
     if unroll == share or unroll * n * longest <= 2**22:
       many = max(1, unroll // groups)
-      found.append(Whole(1, many, min(unroll, groups), n, unroll))
+      found += [
+        Whole(1, many, min(unroll, groups), n, unroll, block_k)
+        for block_k in ((0, 256) if longest > 384 else (0,))
+      ]
   return found
 
 
@@ -74,7 +77,7 @@ def measure(chip: str, shape: Shape, tried: Whole | Flash) -> Try | str:
   """Estimates a candidate, forward and backward; or says why it cannot."""
   if isinstance(tried, Whole):
     fields = [tried.batch, tried.kv_heads, tried.groups]
-    fields += [tried.rows, tried.unroll]
+    fields += [tried.rows, tried.unroll, tried.block_k]
   else:
     fields = [tried.block_q, tried.block_k]
   case = Case(chip, "ours", shape, True, model=True, tiles=[fields])

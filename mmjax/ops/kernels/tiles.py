@@ -18,6 +18,9 @@ class Whole:
   rows: queries a chunk at most, a multiple of 128 (or all).
   unroll: heads whose code is laid side by side, so that the products of one
     run beside the softmax of the next.
+  block_k: keys, a multiple of 128, after which the stages of heads side by side
+    take turns: the products of some keys of one come between the softmax of
+    some of another; 0 does each as a whole.
   backward: tiles of the backward pass; None takes these.
   """
 
@@ -26,6 +29,7 @@ class Whole:
   groups: int
   rows: int
   unroll: int = 1
+  block_k: int = 0
   backward: "Whole | None" = None
 
 
@@ -77,120 +81,123 @@ CHIPS = {  # names of devices in JAX
 LONGEST = 1536  # what the whole-sequence kernel takes
 _VMEM = 24 * 2**20  # bytes a program of it plans with, half of what it may take
 LANES = 128  # of a register
+# Chips with products of 256 x 256: heads that take turns every 256 keys save
+# 12 to 16 % of a backward pass there; with four of 128 x 128 they cost 2 to 4 %.
+_WIDE = ("v6e", "tpu7x")
 
 # Written by tools/tune_tiles.py from here
 TABLE: dict[Key, Entry] = {
   Key("tpu7x", "whole", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12),
+    Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 170 bundles a head of vit",
   ),
   Key("tpu7x", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12),
+    Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 222 bundles a head of vit",
   ),
   Key("v5e", "whole", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12),
+    Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 223 bundles a head of vit",
   ),
   Key("v5e", "whole", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16),
+    Whole(1, 16, 1, 512, 16, 0),
     "static, libtpu 0.0.42.1: 420 bundles a head of clip",
   ),
   Key("v5e", "whole", 1024, 72, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 1024, 16),
+    Whole(1, 16, 1, 1024, 16, 0),
     "static, libtpu 0.0.42.1: 2404 bundles a head of so400m",
   ),
   Key("v5e", "whole", 2048, 64, "static", "bfloat16"): Entry(
-    Whole(1, 8, 1, 256, 8),
+    Whole(1, 8, 1, 256, 8, 0),
     "static, libtpu 0.0.42.1: 3473 bundles a head of dalle",
   ),
   Key("v5e", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12),
+    Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 412 bundles a head of vit",
   ),
   Key("v5e", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16),
+    Whole(1, 16, 1, 512, 16, 0),
     "static, libtpu 0.0.42.1: 836 bundles a head of clip",
   ),
   Key("v5e", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 256, 16),
+    Whole(1, 16, 1, 256, 16, 0),
     "static, libtpu 0.0.42.1: 4966 bundles a head of so400m",
   ),
   Key("v5e", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
-    Whole(1, 4, 1, 256, 4),
+    Whole(1, 4, 1, 256, 4, 0),
     "static, libtpu 0.0.42.1: 6326 bundles a head of dalle",
   ),
   Key("v5p", "whole", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12),
+    Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 233 bundles a head of vit",
   ),
   Key("v5p", "whole", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16),
+    Whole(1, 16, 1, 512, 16, 0),
     "static, libtpu 0.0.42.1: 427 bundles a head of clip",
   ),
   Key("v5p", "whole", 1024, 72, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 1024, 16),
+    Whole(1, 16, 1, 1024, 16, 0),
     "static, libtpu 0.0.42.1: 2408 bundles a head of so400m",
   ),
   Key("v5p", "whole", 2048, 64, "static", "bfloat16"): Entry(
-    Whole(1, 8, 1, 256, 8),
+    Whole(1, 8, 1, 256, 8, 0),
     "static, libtpu 0.0.42.1: 3472 bundles a head of dalle",
   ),
   Key("v5p", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12),
+    Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 421 bundles a head of vit",
   ),
   Key("v5p", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16),
+    Whole(1, 16, 1, 512, 16, 0),
     "static, libtpu 0.0.42.1: 833 bundles a head of clip",
   ),
   Key("v5p", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 256, 16),
+    Whole(1, 16, 1, 256, 16, 0),
     "static, libtpu 0.0.42.1: 4884 bundles a head of so400m",
   ),
   Key("v5p", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
-    Whole(1, 8, 1, 256, 8),
+    Whole(1, 8, 1, 256, 8, 0),
     "static, libtpu 0.0.42.1: 6273 bundles a head of dalle",
   ),
   Key("v6e", "whole", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12),
+    Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 235 cycles a head of vit",
   ),
   Key("v6e", "whole", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16),
+    Whole(1, 16, 1, 512, 16, 0),
     "static, libtpu 0.0.42.1: 303 cycles a head of clip",
   ),
   Key("v6e", "whole", 1024, 72, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 1024, 16),
-    "static, libtpu 0.0.42.1: 1478 cycles a head of so400m",
+    Whole(1, 16, 1, 256, 16, 256),
+    "static, libtpu 0.0.42.1: 1383 cycles a head of so400m",
   ),
   Key("v6e", "whole", 2048, 64, "none", "bfloat16"): Entry(
-    Whole(1, 4, 1, 384, 4),
-    "static, libtpu 0.0.42.1: 5338 cycles a head of whisper",
+    Whole(1, 8, 1, 256, 8, 256),
+    "static, libtpu 0.0.42.1: 5241 cycles a head of whisper",
   ),
   Key("v6e", "whole", 2048, 64, "static", "bfloat16"): Entry(
-    Whole(1, 4, 1, 384, 4),
-    "static, libtpu 0.0.42.1: 2396 cycles a head of dalle",
+    Whole(1, 4, 1, 256, 4, 256),
+    "static, libtpu 0.0.42.1: 2235 cycles a head of dalle",
   ),
   Key("v6e", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
-    Whole(1, 12, 1, 256, 12),
+    Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 278 cycles a head of vit",
   ),
   Key("v6e", "whole_backward", 512, 64, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 512, 16),
+    Whole(1, 16, 1, 512, 16, 0),
     "static, libtpu 0.0.42.1: 641 cycles a head of clip",
   ),
   Key("v6e", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
-    Whole(1, 16, 1, 256, 16),
-    "static, libtpu 0.0.42.1: 2604 cycles a head of so400m",
+    Whole(1, 16, 1, 256, 16, 256),
+    "static, libtpu 0.0.42.1: 2181 cycles a head of so400m",
   ),
   Key("v6e", "whole_backward", 2048, 64, "none", "bfloat16"): Entry(
-    Whole(1, 8, 1, 256, 8),
-    "static, libtpu 0.0.42.1: 10356 cycles a head of whisper",
+    Whole(1, 8, 1, 256, 8, 256),
+    "static, libtpu 0.0.42.1: 7942 cycles a head of whisper",
   ),
   Key("v6e", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
-    Whole(1, 4, 1, 256, 4),
-    "static, libtpu 0.0.42.1: 4578 cycles a head of dalle",
+    Whole(1, 4, 1, 256, 4, 256),
+    "static, libtpu 0.0.42.1: 3964 cycles a head of dalle",
   ),
 }
 # to here.
@@ -249,6 +256,8 @@ def whole(
   def one(kernel: str) -> Whole | None:
     """Returns the tiles of a pass, the table's or the rule's, cut to fit."""
     entry, wish = lookup(key._replace(kernel=kernel)), _wish(T, S)
+    if kernel == "whole_backward" and key.chip in _WIDE:
+      wish = dataclasses.replace(wish, block_k=256)
     if entry is not None and isinstance(entry.tiles, Whole):
       # It was found at one length of its bucket; longer ones may want fewer
       # heads side by side: 16 of 512 take 1.17 of the cycles of 4.
@@ -300,7 +309,7 @@ def whole(
     unroll = max(m for m in range(1, wish.unroll + 1) if count % m == 0)
     if packed and G == 1:
       unroll = max(unroll, kv_heads)
-    return Whole(batch, kv_heads, group, chunk_rows, unroll)
+    return Whole(batch, kv_heads, group, chunk_rows, unroll, wish.block_k)
 
   forward, backward = one("whole"), one("whole_backward")
   if forward is None or backward is None:

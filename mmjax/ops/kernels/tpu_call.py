@@ -62,7 +62,9 @@ class Call:
     self.heads = (B, K, G)
     # Heads that share tiles of lanes: they end where a tile does.
     self.share = sharing(plan.width) if self.packed else 1
-    self.chunks = chunks(plan.rule, self.T, self.S, tiles.rows, backward)
+    self.chunks = chunks(
+      plan.rule, self.T, self.S, tiles.rows, backward, tiles.block_k
+    )
     self.block = (tiles.batch, tiles.kv_heads, tiles.groups)
     self.counts = tuple(
       n // m for n, m in zip(self.heads, self.block, strict=True)

@@ -47,7 +47,12 @@ _ALONE = 1e9  # for a chunk of one query, which would not use the MXU
 
 @functools.lru_cache(maxsize=256)
 def chunks(
-  rule: tile.Rule, T: int, S: int, rows: int, backward: bool = False
+  rule: tile.Rule,
+  T: int,
+  S: int,
+  rows: int,
+  backward: bool = False,
+  block_k: int = 0,
 ) -> tuple[Chunk, ...]:
   """Cuts T queries into chunks of least cost, with the keys each must look at.
 
@@ -56,6 +61,7 @@ def chunks(
     T, S: lengths.
     rows: queries a chunk, at most.
     backward: of which pass.
+    block_k: keys a run, about; 0 leaves runs as long as they are.
   """
   fine = not rule.biased and "k" not in rule.axes
   grain = _FINE if fine else _GRAIN
@@ -80,9 +86,23 @@ def chunks(
   cut, start = [], 0
   while start < T:
     chunk = costs[start // _GRAIN][1]
-    cut.append(chunk)
+    runs = _sliced(chunk[2], block_k) if block_k else chunk[2]
+    cut.append((*chunk[:2], runs))
     start = chunk[1]
   return tuple(cut)
+
+
+def _sliced(runs: Sequence[Run], size: int) -> tuple[Run, ...]:
+  """Cuts long runs of keys; the last of each may be longer than `size`."""
+  found = []
+  for run in runs:
+    count = 1 if run.step else max(1, round((run.stop - run.first) / size))
+    edges = [(run.first + i * size) // _GRAIN * _GRAIN for i in range(1, count)]
+    found += [
+      run._replace(first=a, stop=b)
+      for a, b in itertools.pairwise([run.first, *edges, run.stop])
+    ]
+  return tuple(found)
 
 
 def pairs(cut: Sequence[Chunk]) -> int:

@@ -4,7 +4,7 @@ A program goes through units, chunks of the queries of one head; heads that
 share a tile of lanes take turns, and several tiles are laid side by side.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -230,11 +230,10 @@ class Heads:
         leaves.append(tile.vector(part, 0))
     return tile.seen(self.rule, leaves, *self.positions(chunk, run))
 
-  def scores(self, unit: Unit) -> list[tuple[jax.Array, jax.Array | None]]:
+  def scores(self, unit: Unit) -> Iterator[tuple[jax.Array, jax.Array | None]]:
     """Computes a unit's masked scores, (scores, slope) [keys queries] a run."""
     chunk = unit.chunk
     q = self.alone(self.turned(self.q, unit, unit.span), unit)
-    found = []
     for run in chunk[2]:
       parts = []
       for queries, keys in pieces(chunk, run):
@@ -253,8 +252,7 @@ class Heads:
       s, slope = join([s for s, _ in parts], 1), None
       if self.rule.softcap is not None:
         slope = join([slope for _, slope in parts], 1)
-      found.append((s, slope))
-    return found
+      yield s, slope
 
   def positions(self, chunk: Chunk, run: Run) -> tuple[jax.Array, jax.Array]:
     """Returns the positions of the queries and keys of a tile of scores."""
@@ -322,20 +320,40 @@ def firsts(tiles: Sequence[tuple[Any, Any]]) -> list[Unit]:
   ]
 
 
-def pipeline(many: Sequence[Unit], *stages: Callable[..., Any]) -> None:
+def pipeline(
+  many: Sequence[Unit], *stages: Callable[..., Iterator[Any]], turns: bool
+) -> None:
   """Computes all stages of every unit, earlier stages of the next ones before.
 
-  Each is called with a unit and what the stage before returned. The products of
-  one unit then run beside the softmax of another: the compiler keeps to the
-  order of the program by and large.
+  Each is called with a unit and what the stage before returned, and yields run
+  by run. The products of one unit then run beside the softmax of another: the
+  compiler keeps to the order of the program by and large.
+
+  Args:
+    many: the units.
+    stages: one after the other.
+    turns: whether the stages of different units that meet take turns where
+      they yield; else each is done as a whole.
   """
   found: dict[int, Any] = {}
-  last = len(stages) - 1
-  for n in range(len(many) + last):
-    for i, stage in enumerate(stages):
-      m = n - i
-      if 0 <= m < len(many):
-        found[m] = stage(many[m], *found.get(m, ()))
+
+  def go_on(some: dict[int, Iterator[Any]]) -> None:
+    while some:
+      for m, stage in tuple(some.items()):
+        try:
+          next(stage)
+        except StopIteration as done:
+          found[m] = done.value
+          del some[m]
+
+  for n in range(len(many) + len(stages) - 1):
+    met = {
+      n - i: stage(many[n - i], *found.pop(n - i, ()))
+      for i, stage in enumerate(stages)
+      if 0 <= n - i < len(many)
+    }
+    for some in [met] if turns else [{m: stage} for m, stage in met.items()]:
+      go_on(some)
 
 
 def each_tile(

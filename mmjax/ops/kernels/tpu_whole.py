@@ -51,7 +51,11 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
   ones = 16 - H % 16 if H < LANES and rule.rate == 0.0 else 0
 
   def scores(unit):
-    return ([s for s, _ in heads.scores(unit)],)
+    found = []
+    for s, _ in heads.scores(unit):
+      found.append(s)
+      yield
+    return (found,)
 
   def weights(unit, parts):
     """Computes (unscaled weights of each run, their maximum, their sum)."""
@@ -61,7 +65,10 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
     top = functools.reduce(jnp.maximum, tops)
     if rule.mask is not None or rule.biased:
       top = jnp.maximum(top, tile.LOWEST)
-    powers = [tile.power(rule, s - top) for s in parts]
+    powers = []
+    for s in parts:
+      powers.append(tile.power(rule, s - top))
+      yield
     if ones:
       return powers, top, None
     sums = [p.sum(0, keepdims=True) for p in powers]
@@ -80,6 +87,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
           v = jnp.concatenate([v, some], 0)
         parts.append(tile.dot(v, spread(cut(p, queries), keys, wide), 1, 0))
       out += join(parts, 1)
+      yield
     start, stop, runs = unit.chunk
     # Of a row that sees nothing: infinite, so that its weights come out 0.
     lse = jnp.full((1, stop - start), jnp.inf, jnp.float32)
@@ -99,7 +107,11 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
     for unit in firsts(tiles):
       heads.lay(inputs[:3], unit)
     pipeline(
-      units(call, tiles, range(call.block[2])), scores, weights, products
+      units(call, tiles, range(call.block[2])),
+      scores,
+      weights,
+      products,
+      turns=call.tiles.block_k > 0,
     )
     for unit in firsts(tiles):
       heads.lay_back(out_ref, unit)

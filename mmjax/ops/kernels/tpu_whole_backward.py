@@ -100,13 +100,16 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
     if not unit.chunk[2]:
       return ((),)
     d_out = heads.alone(heads.turned(d_out_ref, unit, unit.span), unit)
-    found = []
-    for run, (s, slope) in zip(unit.chunk[2], heads.scores(unit), strict=True):
+    found, scored = [], heads.scores(unit)
+    if not call.tiles.block_k:
+      scored = [*scored]  # with the same queries held, while there are keys
+    for run, (s, slope) in zip(unit.chunk[2], scored, strict=True):
       parts = [
         tile.dot(heads.keys(heads.v, unit, keys), cut(d_out, queries), 1, 0)
         for queries, keys in pieces(unit.chunk, run)
       ]
       found.append((s, slope, join(parts, 1)))
+      yield
     return (found,)
 
   def gradients(unit, found):
@@ -128,6 +131,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
         ds = ds * slope
       kept = heads.thin(p, unit, run)
       made.append((kept.astype(d_out.dtype), ds.astype(d_out.dtype)))
+      yield
     return (made,)
 
   def products(unit, found):
@@ -144,6 +148,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
         k = heads.turned(heads.k, unit, wide, of_keys=True)
         parts.append(tile.dot(k, some, 1, 0) * rule.scale)
       dq += join(parts, 1)
+      yield
     start, stop, runs = unit.chunk
     if not runs:
       dq = jnp.zeros((call.widths[0], stop - start), dq_ref.dtype)
@@ -171,13 +176,17 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
       for ref, total in zip((dk_ref, dv_ref), sums, strict=False):
         heads.write_keys(ref, unit, total[unit.slot])
 
+  def run(tiles, groups):
+    stages = scores, gradients, products
+    pipeline(units(call, tiles, groups), *stages, turns=call.tiles.block_k > 0)
+
   if call.heads[2] == 1:
 
     def several(tiles):
       clear(len(tiles))
       for unit in firsts(tiles):
         heads.lay(laid, unit)
-      pipeline(units(call, tiles, [0]), scores, gradients, products)
+      run(tiles, [0])
       for unit in firsts(tiles):
         heads.lay_back(dq_ref, unit)
       write(tiles)
@@ -191,9 +200,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
     each(
       call.block[2],
       call.tiles.unroll,
-      lambda groups: pipeline(
-        units(call, tiles, groups), scores, gradients, products
-      ),
+      lambda groups: run(tiles, groups),
     )
     pl.when(last == call.counts[2] - 1)(lambda: write(tiles))
 

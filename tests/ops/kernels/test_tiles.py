@@ -60,7 +60,7 @@ def test_a_table_of_whole_tiles_is_cut_to_the_call(monkeypatch):
   monkeypatch.setitem(tiles.TABLE, back, other)
   args = ((197, 197), (64, 64), 2, None, key)
   assert tiles.whole((8, 12, 1), *args) == tiles.Whole(
-    1, 4, 1, 197, 4, tiles.Whole(1, 2, 1, 128, 2)
+    1, 4, 1, 197, 4, backward=tiles.Whole(1, 2, 1, 128, 2)
   )
   few = tiles.whole((8, 3, 1), *args)
   assert few is not None and few.kv_heads == few.unroll == 3

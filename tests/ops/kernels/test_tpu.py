@@ -120,7 +120,7 @@ FAST = {
   ),
   "whole-lengths": dict(
     name="lengths",
-    tiles=Whole(2, 1, 2, 128, 4, Whole(1, 1, 2, 128)),
+    tiles=Whole(2, 1, 2, 128, 4, 0, Whole(1, 1, 2, 128)),
     bias=(2, 1, 1, 45),
     rate=0.2,
   ),
@@ -147,6 +147,20 @@ FAST = {
     tiles=Whole(1, 1, 2, 512, 2),
     T=640,
     S=640,
+    rate=0.3,
+    softcap=2.0,
+  ),
+  # Heads side by side take turns after so many keys, in both passes.
+  "whole-turns": dict(
+    name=masks.Local(200, 70),
+    tiles=Whole(1, 4, 1, 128, 4, 128),
+    N=4,
+    K=4,
+    H=32,
+    W=32,
+    T=200,
+    S=300,
+    bias=(1, 4, 200, 300),
     rate=0.3,
     softcap=2.0,
   ),
@@ -196,7 +210,7 @@ FAST = {
   # Query heads of one key head in a loop, some a program; and all of several.
   "whole-grouped-loop": dict(
     name="lengths",
-    tiles=Whole(1, 1, 4, 128, 2, Whole(1, 1, 2, 128, 1)),
+    tiles=Whole(1, 1, 4, 128, 2, 0, Whole(1, 1, 2, 128, 1)),
     N=8,
     K=1,
     H=128,

@@ -40,17 +40,17 @@ def test_a_block_of_packed_heads_is_some_lanes_of_all_tokens():
 def test_a_block_of_query_heads_that_share_keys():
   """Some of one key head's, or all of several's, which lie in order."""
   q, k = (jax.ShapeDtypeStruct((2, 24, n * 128), jnp.bfloat16) for n in (12, 3))
-  for tiles, counts, program, lanes in (
+  for some, counts, program, lanes in (
     (Whole(1, 1, 2, 128), (2, 3, 2), (1, 2, 1), (5, 2)),
     (Whole(1, 3, 4, 128), (2, 1, 1), (1, 0, 0), (0, 0)),
   ):
-    plan = tpu_call.Plan(RULE, tiles, True, 128)
+    plan = tpu_call.Plan(RULE, some, True, 128)
     call = tpu_call.Call(plan, (q, k, k, None, (), None), False)
     assert call.heads == (2, 3, 4) and call.counts == counts
     for spec, many, at in zip(
-      call.specs, (tiles.groups, 1), lanes, strict=False
+      call.specs, (some.groups, 1), lanes, strict=False
     ):
-      assert spec.block_shape == (1, 24, tiles.kv_heads * many * 128)
+      assert spec.block_shape == (1, 24, some.kv_heads * many * 128)
       assert spec.index_map(*program) == (1, 0, at)
 
 
@@ -82,7 +82,7 @@ def test_tiles_laid_side_by_side():
 
 
 def test_a_pass_has_tiles_of_its_own():
-  both = Whole(1, 4, 1, 256, 4, Whole(1, 2, 1, 128, 2))
+  both = Whole(1, 4, 1, 256, 4, backward=Whole(1, 2, 1, 128, 2))
   assert _call(both, 1, 512, 4 * 64, width=64).block == (1, 4, 1)
   back = _call(both, 1, 512, 4 * 64, width=64, backward=True)
   assert back.block == (1, 2, 1)

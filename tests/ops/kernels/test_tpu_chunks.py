@@ -95,3 +95,29 @@ def test_keys_from_and_to_whole_registers():
   assert of(slice(352, 512), 1280) == slice(256, 512)
   assert of(slice(0, 130), 700) == slice(0, 256)
   assert of(slice(640, 690), 700) == slice(640, 700)  # or to the end
+
+
+def test_long_runs_are_cut():
+  for S, want in (
+    (197, [197]),
+    (257, [257]),
+    (729, [256, 512, 729]),
+    (577, [256, 577]),
+  ):
+    ((_, _, runs),) = tpu_chunks.chunks(_rule(None), S, S, S, True, 256)
+    assert [run.stop for run in runs] == want
+    assert [run.first for run in runs] == [0, *want[:-1]]
+  for mask in (masks.Causal(), masks.Local(500, 0)):
+    whole, cut = (
+      tpu_chunks.chunks(_rule(mask), 640, 640, 512, True, n) for n in (0, 128)
+    )
+    assert sum(len(c[2]) for c in cut) > sum(len(c[2]) for c in whole)
+    np.testing.assert_array_equal(
+      _covered(cut, 640, 640), _covered(whole, 640, 640)
+    )
+    starts = [run.first for *_, runs in whole for run in runs]
+    assert all(
+      run.first % 128 == 0 or run.first in starts
+      for *_, runs in cut
+      for run in runs
+    )

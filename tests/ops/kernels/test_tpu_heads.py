@@ -48,20 +48,27 @@ def test_each_tile_comes_once(rows, kv_heads, unroll):
   np.testing.assert_array_equal(run(None), 1)
 
 
-def test_stages_of_units_overlap_in_order():
+@pytest.mark.parametrize("turns", [False, True])
+def test_stages_of_units_overlap_in_order(turns):
   said = []
 
   def stage(name):
     def do(unit, *found):
       assert [*found] == [(unit, name - 1)][: name and 1]
-      said.append((unit, name))
+      for part in range(2):
+        said.append((unit, name, part))
+        yield
       return ((unit, name),)
 
     return do
 
-  tpu_heads.pipeline(["a", "b", "c"], *map(stage, range(3)))
-  assert said[:3] == [("a", 0), ("b", 0), ("a", 1)]
-  assert sorted(said) == [(u, n) for u in "abc" for n in range(3)]
+  tpu_heads.pipeline(["a", "b", "c"], *map(stage, range(3)), turns=turns)
+  assert said[:2] == [("a", 0, 0), ("a", 0, 1)]
+  both = [("b", 0, 0), ("b", 0, 1), ("a", 1, 0), ("a", 1, 1)]
+  assert said[2:6] == ([both[i] for i in (0, 2, 1, 3)] if turns else both)
+  assert sorted(said) == [
+    (u, n, part) for u in "abc" for n in range(3) for part in range(2)
+  ]
 
 
 @pytest.mark.parametrize("width, heads", [(64, 4), (72, 16), (80, 8), (24, 16)])
