@@ -81,9 +81,7 @@ CHIPS = {  # names of devices in JAX
 LONGEST = 1536  # what the whole-sequence kernel takes
 _VMEM = 24 * 2**20  # bytes a program of it plans with, half of what it may take
 LANES = 128  # of a register
-# Chips with products of 256 x 256: heads that take turns every 256 keys save
-# 12 to 16 % of a backward pass there; with four of 128 x 128 they cost 2 to 4 %.
-_WIDE = ("v6e", "tpu7x")
+WIDE = ("v6e", "tpu7x")  # chips that multiply by 256 x 256 at once, not 128
 
 # Written by tools/tune_tiles.py from here
 TABLE: dict[Key, Entry] = {
@@ -256,8 +254,9 @@ def whole(
   def one(kernel: str) -> Whole | None:
     """Returns the tiles of a pass, the table's or the rule's, cut to fit."""
     entry, wish = lookup(key._replace(kernel=kernel)), _wish(T, S)
-    if kernel == "whole_backward" and key.chip in _WIDE:
-      wish = dataclasses.replace(wish, block_k=256)
+    if key.chip in WIDE and S > 384:
+      # Turns every 256 keys save 5 to 25 %; with 128 x 128 at once they cost 2.
+      wish = dataclasses.replace(wish, rows=256, block_k=256)
     if entry is not None and isinstance(entry.tiles, Whole):
       # It was found at one length of its bucket; longer ones may want fewer
       # heads side by side: 16 of 512 take 1.17 of the cycles of 4.

@@ -23,6 +23,7 @@ from mmjax.ops.kernels.tiles import (
   CHIPS,
   LANES,
   LONGEST,
+  WIDE,
   Flash,
   Key,
   Whole,
@@ -343,7 +344,8 @@ def _apart(rule, tiles, interpret, qkv, bias, *rest) -> jax.Array:
 def _packed(rule, tiles, interpret, qkv, bias, *rest) -> jax.Array:
   """Calls the whole-sequence kernel, of arrays as projections leave them."""
   shape = qkv[0].shape
-  plan = tpu_call.Plan(rule, tiles, interpret, shape[-1])
+  narrow = _chip() not in (None, *WIDE)
+  plan = tpu_call.Plan(rule, tiles, interpret, shape[-1], narrow)
   flat = (x.reshape(*x.shape[:2], -1) for x in qkv)
   bias = _grouped(bias, shape[2], qkv[1].shape[2])
   out: Any = tpu_whole_backward.attend(plan, *flat, bias, *rest)

@@ -27,12 +27,14 @@ class Plan:
   """All that is static of a call; hashable.
 
   width: of a head where arrays are [B T N*H]; 0 where heads come first.
+  narrow: whether the chip multiplies by 128 x 128, not by 256 x 256, at once.
   """
 
   rule: tile.Rule
   tiles: Whole
   interpret: Any
   width: int = 0
+  narrow: bool = False
 
 
 class Call:

@@ -121,8 +121,22 @@ class Heads:
     stop = first + self.call.plan.width
     return first // LANES * LANES, -(-stop // LANES) * LANES
 
+  def _moved(self, unit: Unit) -> bool:
+    """Says whether a head's keys are moved, to fill one register and not two.
+
+    Where the MXU is as wide as a register, a product of two takes twice as long.
+    """
+    first, stop = self._window(unit)
+    wide = self.call.widths[0] > LANES
+    return self.call.plan.narrow and not wide and stop - first > LANES
+
   def keys(self, ref, unit: Unit, span: slice) -> jax.Array:
-    """Loads keys, or values, of a unit's head among others, [n lanes]."""
+    """Returns keys, or values, of a unit's head among others, [n lanes]."""
+    if self._moved(unit):
+      name = (id(ref), span.start, span.stop, unit.head, "moved")
+      if name not in unit.memo:
+        unit.memo[name] = self.turned(ref, unit, span, of_keys=True).T
+      return unit.memo[name]
     return self._load(ref, unit, span, True)
 
   def _load(self, ref, unit: Unit, span: slice, of_keys: bool) -> jax.Array:
@@ -170,7 +184,7 @@ class Heads:
 
   def alone(self, x: jax.Array, unit: Unit) -> jax.Array:
     """Puts a head's [H n] where it is in its window, beside zeros."""
-    if self.call.share == 1:
+    if self.call.share == 1 or self._moved(unit):
       return x
     first, stop = self._window(unit)
     H, dtype = self.call.plan.width, x.dtype

@@ -14,9 +14,9 @@ from mmjax.ops.kernels.tiles import Whole
 RULE = tpu_scores.Rule(None, (), 1.0, None, 0.0, False)
 
 
-def _call(tiles, batch, heads, width):
+def _call(tiles, batch, heads, width, narrow=False):
   x = jax.ShapeDtypeStruct((batch, 24, heads * width), jnp.bfloat16)
-  plan = tpu_call.Plan(RULE, tiles, True, width)
+  plan = tpu_call.Plan(RULE, tiles, True, width, narrow)
   return tpu_call.Call(plan, (x, x, x, None, (), None), False)
 
 
@@ -71,14 +71,15 @@ def test_stages_of_units_overlap_in_order(turns):
   ]
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("width, heads", [(64, 4), (72, 16), (80, 8), (24, 16)])
-def test_a_head_is_read_alone_from_among_others(width, heads):
+def test_a_head_is_read_alone_from_among_others(width, heads, narrow):
   """Of tokens [24 N*H], its columns turned; and beside zeros in its window."""
-  call = _call(Whole(1, heads, 1, 128, heads), 1, heads, width)
+  call = _call(Whole(1, heads, 1, 128, heads), 1, heads, width, narrow)
   draw = np.random.default_rng(0)
   x = jnp.asarray(draw.normal(size=(1, 24, heads * width)), jnp.bfloat16)
   reader = object.__new__(tpu_heads.Heads)  # no program to ask where it is
-  reader.call, reader.laid = call, {}
+  reader.call, reader.laid, reader.rule = call, {}, RULE
   for unit in tpu_heads.units(
     call, [(0, i) for i in range(heads // call.share)], [0]
   ):
@@ -87,8 +88,11 @@ def test_a_head_is_read_alone_from_among_others(width, heads):
     got = reader.turned(x, unit, slice(0, 24))
     np.testing.assert_array_equal(np.asarray(got, np.float32), want)
     keys = np.asarray(reader.keys(x, unit, slice(0, 24)), np.float32)
+    if narrow:  # no more lanes than a register has
+      assert keys.shape[1] <= 128
     alone = np.asarray(reader.alone(got, unit), np.float32)
-    assert keys.shape[1] % 128 == 0 and alone.shape == keys.shape[::-1]
+    assert narrow or keys.shape[1] % 128 == 0
+    assert alone.shape == keys.shape[::-1]
     np.testing.assert_allclose(
       keys @ alone, want.T @ want, rtol=1e-5, atol=1e-5
     )

@@ -14,8 +14,11 @@ from mmjax.ops.kernels.tiles import Whole
 @pytest.mark.parametrize(
   "dtype, within", [("float32", 1e-5), ("bfloat16", 2e-2)]
 )
-@pytest.mark.parametrize("width, share", [(16, 8), (64, 2), (20, 1)])
-def test_values_and_log_of_sums(width, share, dtype, within):
+@pytest.mark.parametrize(
+  "width, share, narrow",
+  [(16, 8, True), (64, 2, False), (20, 1, True), (48, 8, True), (192, 2, True)],
+)
+def test_values_and_log_of_sums(width, share, narrow, dtype, within):
   """Rows of ones beside the values sum the weights; one query sees nothing."""
   T, S, N = 37, 45, share
   mask = masks.Causal(-1)
@@ -23,7 +26,8 @@ def test_values_and_log_of_sums(width, share, dtype, within):
     jax.tree.structure(mask), (), 0.3, None, rate=0.0, biased=False
   )
   packed = N > 1
-  plan = tpu_call.Plan(rule, Whole(1, N, 1, 128, N), True, width * packed)
+  tiles = Whole(1, N, 1, 128, N)
+  plan = tpu_call.Plan(rule, tiles, True, width * packed, narrow)
   draw = np.random.default_rng(0)
   shapes = (1, T, N, width), (1, S, N, width), (1, S, N, width)
   q, k, v = (jnp.asarray(draw.normal(size=x), dtype) for x in shapes)

@@ -25,15 +25,18 @@ def _dense(q, k, v):
   return jnp.einsum("NTS,SNH->TNH", jax.nn.softmax(scores), v)
 
 
-@pytest.mark.parametrize("heads, width", [(1, 8), (4, 32)])
-def test_a_window_in_one_tile_for_all_queries(heads, width):
+@pytest.mark.parametrize(
+  "heads, width, narrow", [(1, 8, False), (4, 32, False), (8, 48, True)]
+)
+def test_a_window_in_one_tile_for_all_queries(heads, width, narrow):
   rule = tpu_scores.Rule(
     jax.tree.structure(MASK), (), 0.3, None, rate=0.0, biased=False
   )
   chunks = tpu_chunks.chunks(rule, T, T, T)
   assert [run.step for *_, runs in chunks for run in runs][-1] == 128
   packed = heads > 1
-  plan = tpu_call.Plan(rule, Whole(1, heads, 1, T, heads), True, width * packed)
+  tiles = Whole(1, heads, 1, T, heads)
+  plan = tpu_call.Plan(rule, tiles, True, width * packed, narrow)
   draw = np.random.default_rng(0)
   q, k, v, g = (
     jnp.asarray(draw.normal(size=(T, heads, width)), "float32") for _ in "qkvg"
