@@ -89,9 +89,17 @@ TABLE: dict[Key, Entry] = {
     Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 170 bundles a head of vit",
   ),
+  Key("tpu7x", "whole", 2048, 64, "static", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4, 256),
+    "static, libtpu 0.0.42.1: 2027 bundles a head of dalle",
+  ),
   Key("tpu7x", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 222 bundles a head of vit",
+  ),
+  Key("tpu7x", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
+    Whole(1, 4, 1, 256, 4, 256),
+    "static, libtpu 0.0.42.1: 3607 bundles a head of dalle",
   ),
   Key("v5e", "whole", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12, 0),
@@ -103,11 +111,15 @@ TABLE: dict[Key, Entry] = {
   ),
   Key("v5e", "whole", 1024, 72, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 1024, 16, 0),
-    "static, libtpu 0.0.42.1: 2404 bundles a head of so400m",
+    "static, libtpu 0.0.42.1: 1982 bundles a head of so400m",
+  ),
+  Key("v5e", "whole", 2048, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 512, 4, 0),
+    "static, libtpu 0.0.42.1: 7842 bundles a head of whisper",
   ),
   Key("v5e", "whole", 2048, 64, "static", "bfloat16"): Entry(
     Whole(1, 8, 1, 256, 8, 0),
-    "static, libtpu 0.0.42.1: 3473 bundles a head of dalle",
+    "static, libtpu 0.0.42.1: 3435 bundles a head of dalle",
   ),
   Key("v5e", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12, 0),
@@ -119,11 +131,15 @@ TABLE: dict[Key, Entry] = {
   ),
   Key("v5e", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 256, 16, 0),
-    "static, libtpu 0.0.42.1: 4966 bundles a head of so400m",
+    "static, libtpu 0.0.42.1: 4064 bundles a head of so400m",
+  ),
+  Key("v5e", "whole_backward", 2048, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 512, 4, 0),
+    "static, libtpu 0.0.42.1: 14726 bundles a head of whisper",
   ),
   Key("v5e", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
-    Whole(1, 4, 1, 256, 4, 0),
-    "static, libtpu 0.0.42.1: 6326 bundles a head of dalle",
+    Whole(1, 8, 1, 256, 8, 0),
+    "static, libtpu 0.0.42.1: 6308 bundles a head of dalle",
   ),
   Key("v5p", "whole", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12, 0),
@@ -135,11 +151,15 @@ TABLE: dict[Key, Entry] = {
   ),
   Key("v5p", "whole", 1024, 72, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 1024, 16, 0),
-    "static, libtpu 0.0.42.1: 2408 bundles a head of so400m",
+    "static, libtpu 0.0.42.1: 1997 bundles a head of so400m",
+  ),
+  Key("v5p", "whole", 2048, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 512, 4, 0),
+    "static, libtpu 0.0.42.1: 7957 bundles a head of whisper",
   ),
   Key("v5p", "whole", 2048, 64, "static", "bfloat16"): Entry(
     Whole(1, 8, 1, 256, 8, 0),
-    "static, libtpu 0.0.42.1: 3472 bundles a head of dalle",
+    "static, libtpu 0.0.42.1: 3450 bundles a head of dalle",
   ),
   Key("v5p", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12, 0),
@@ -151,11 +171,15 @@ TABLE: dict[Key, Entry] = {
   ),
   Key("v5p", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
     Whole(1, 16, 1, 256, 16, 0),
-    "static, libtpu 0.0.42.1: 4884 bundles a head of so400m",
+    "static, libtpu 0.0.42.1: 4097 bundles a head of so400m",
+  ),
+  Key("v5p", "whole_backward", 2048, 64, "none", "bfloat16"): Entry(
+    Whole(1, 4, 1, 512, 4, 0),
+    "static, libtpu 0.0.42.1: 14926 bundles a head of whisper",
   ),
   Key("v5p", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
     Whole(1, 8, 1, 256, 8, 0),
-    "static, libtpu 0.0.42.1: 6273 bundles a head of dalle",
+    "static, libtpu 0.0.42.1: 6368 bundles a head of dalle",
   ),
   Key("v6e", "whole", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12, 0),
