@@ -66,6 +66,19 @@ def test_a_table_of_whole_tiles_is_cut_to_the_call(monkeypatch):
   assert few is not None and few.kv_heads == few.unroll == 3
 
 
+def test_long_heads_take_turns_where_the_chip_multiplies_256_wide():
+  def of(chip, length):
+    key = _key(kernel="whole", chip=chip, length=tiles.bucket(length))
+    lengths = (length, length)
+    found = tiles.whole((8, 16, 1), lengths, (128, 128), 2, None, key)
+    assert found is not None and found.backward is not None
+    return [(x.rows, x.block_k) for x in (found, found.backward)]
+
+  assert of("v6e", 729) == of("tpu7x", 729) == [(256, 256)] * 2
+  assert of("v5e", 729) == of(None, 729) == [(729, 0)] * 2
+  assert of("v6e", 257) == [(257, 0)] * 2  # as many keys as a turn has
+
+
 def test_an_entry_of_more_heads_than_the_length_allows_is_passed_by(
   monkeypatch,
 ):
