@@ -89,6 +89,10 @@ TABLE: dict[Key, Entry] = {
     Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 170 bundles a head of vit",
   ),
+  Key("tpu7x", "whole", 1024, 72, "none", "bfloat16"): Entry(
+    Whole(1, 16, 1, 1024, 16, 0),
+    "static, libtpu 0.0.42.1: 1126 bundles a head of so400m",
+  ),
   Key("tpu7x", "whole", 2048, 64, "static", "bfloat16"): Entry(
     Whole(1, 4, 1, 256, 4, 256),
     "static, libtpu 0.0.42.1: 2027 bundles a head of dalle",
@@ -96,6 +100,10 @@ TABLE: dict[Key, Entry] = {
   Key("tpu7x", "whole_backward", 256, 64, "none", "bfloat16"): Entry(
     Whole(1, 12, 1, 256, 12, 0),
     "static, libtpu 0.0.42.1: 222 bundles a head of vit",
+  ),
+  Key("tpu7x", "whole_backward", 1024, 72, "none", "bfloat16"): Entry(
+    Whole(1, 16, 1, 256, 16, 256),
+    "static, libtpu 0.0.42.1: 1907 bundles a head of so400m",
   ),
   Key("tpu7x", "whole_backward", 2048, 64, "static", "bfloat16"): Entry(
     Whole(1, 4, 1, 256, 4, 256),
