@@ -186,15 +186,11 @@ class Heads:
     """Puts a head's [H n] where it is in its window, beside zeros."""
     if self.call.share == 1 or self._moved(unit):
       return x
-    first, stop = self._window(unit)
     H, dtype = self.call.plan.width, x.dtype
-    before = unit.head * H - first
-    after = stop - first - before - H
     if H % _PACKED:
       x = x.astype(jnp.float32)
-    parts = [jnp.zeros((n, x.shape[1]), x.dtype) for n in (before, after)]
-    parts = [x for x in (parts[0], x, parts[1]) if x.shape[0]]
-    return join(parts, 0).astype(dtype)
+    at = slice(unit.head * H, (unit.head + 1) * H)
+    return spread(x, at, slice(*self._window(unit))).astype(dtype)
 
   def write(self, ref, unit: Unit, span: slice, x: jax.Array) -> None:
     """Writes queries of a unit's head, [H n], once all of its tile are there."""
@@ -301,11 +297,14 @@ def cut(x: jax.Array, queries: slice) -> jax.Array:
   return jax.lax.slice_in_dim(x, queries.start, queries.stop, axis=1)
 
 
-def spread(x: jax.Array, keys: slice, among: slice) -> jax.Array:
-  """Puts weights of keys, [keys queries], among others, which are zero."""
-  counts = keys.start - among.start, among.stop - keys.stop
-  before, after = (jnp.zeros((n, x.shape[1]), x.dtype) for n in counts)
-  return join([part for part in (before, x, after) if part.shape[0]], 0)
+def spread(x: jax.Array, rows: slice, among: slice) -> jax.Array:
+  """Puts some rows, [rows n], among others, which are zero."""
+  parts = [x]
+  if rows.start > among.start:
+    parts.insert(0, jnp.zeros((rows.start - among.start, x.shape[1]), x.dtype))
+  if rows.stop < among.stop:
+    parts.append(jnp.zeros((among.stop - rows.stop, x.shape[1]), x.dtype))
+  return join(parts, 0)
 
 
 def join(parts: Sequence[Any], axis: int) -> Any:

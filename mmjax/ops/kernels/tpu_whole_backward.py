@@ -176,7 +176,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
       for ref, total in zip((dk_ref, dv_ref), sums, strict=False):
         heads.write_keys(ref, unit, total[unit.slot])
 
-  def run(tiles, groups):
+  def compute(tiles, groups):
     stages = scores, gradients, products
     pipeline(units(call, tiles, groups), *stages, turns=call.tiles.block_k > 0)
 
@@ -186,7 +186,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
       clear(len(tiles))
       for unit in firsts(tiles):
         heads.lay(laid, unit)
-      run(tiles, [0])
+      compute(tiles, [0])
       for unit in firsts(tiles):
         heads.lay_back(dq_ref, unit)
       write(tiles)
@@ -200,7 +200,7 @@ def _kernel(call: Call, scalars, inputs, extra, outs, scratch):
     each(
       call.block[2],
       call.tiles.unroll,
-      lambda groups: run(tiles, groups),
+      lambda groups: compute(tiles, groups),
     )
     pl.when(last == call.counts[2] - 1)(lambda: write(tiles))
 
